@@ -1,0 +1,1 @@
+"""Gemma 4 checkpoints to GGUF: convert, calibrate, quantize, and measure what came out."""

@@ -1,0 +1,67 @@
+"""Every failure a user can cause or meet, as one family of exceptions.
+
+The command line turns a `Gemma4QuantError` into one line on stderr and exit code 1; from Python they are
+ordinary exceptions. A message says what is wrong, where (file, tensor, key) and what to do about it.
+"""
+
+from collections.abc import Iterable
+
+
+class Gemma4QuantError(Exception):
+    """Base of all known failures."""
+
+
+class InputError(Gemma4QuantError):
+    """A file or directory cannot be used: missing, unreadable, of another kind."""
+
+
+class CheckpointError(InputError):
+    """A Hugging Face checkpoint is incomplete, inconsistent or damaged."""
+
+
+class ConfigError(CheckpointError):
+    """A key of config.json is missing, of the wrong type, or describes something llama.cpp cannot run."""
+
+
+class UnmappedTensorsError(CheckpointError):
+    """A checkpoint has tensors without a place in the GGUF, or lacks tensors that must be there."""
+
+
+class GgufError(InputError):
+    """A GGUF file is damaged or not a GGUF file."""
+
+
+class ImportanceError(InputError):
+    """An importance file is damaged or belongs to another model."""
+
+
+class TextError(InputError):
+    """A text is missing, empty or too short."""
+
+
+class UnsupportedTypeError(Gemma4QuantError):
+    """A GGML type or file type is unknown, or has no encoder."""
+
+
+class ShapeError(Gemma4QuantError):
+    """A tensor's rows do not fit the blocks of the wanted type, or an array has the wrong shape."""
+
+
+class NonFiniteError(Gemma4QuantError):
+    """A weight or an importance value is NaN or infinite."""
+
+
+class OutputError(Gemma4QuantError):
+    """An output file cannot be written: no space, no permission, would overwrite the input."""
+
+
+class RunError(Gemma4QuantError):
+    """llama.cpp could not load or run a model."""
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Join names for a message, at most `limit` of them, then how many more there are."""
+    all_names = list(names)
+    shown = ", ".join(all_names[:limit])
+    rest = len(all_names) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown
