@@ -1,1 +1,56 @@
-"""Gemma 4 checkpoints to GGUF: convert, calibrate, quantize, and measure what came out."""
+"""Gemma 4 checkpoints to GGUF: convert, calibrate, quantize, and measure what came out.
+
+    import gemma4_quant as gq
+
+    gguf = gq.convert(Path("gemma-4-E2B-it")).path
+    gq.calibrate(gguf, [Path("text.txt")], output=Path("imatrix.gguf"))
+    small = gq.quantize(gguf, file_type=gq.FileType.Q4_K_M, importance=Path("imatrix.gguf")).path
+    print(gq.bench([small], reference=gguf, text=Path("other.txt")))
+
+Importing the package is light: each function loads what it needs when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemma4_quant.benchmark import bench as bench
+    from gemma4_quant.calibration import calibrate as calibrate
+    from gemma4_quant.conversion import convert as convert
+    from gemma4_quant.errors import Gemma4QuantError as Gemma4QuantError
+    from gemma4_quant.ggml import FileType as FileType
+    from gemma4_quant.ggml import GgmlType as GgmlType
+    from gemma4_quant.inspection import inspect as inspect
+    from gemma4_quant.quantization import quantize as quantize
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "bench": "gemma4_quant.benchmark",
+    "calibrate": "gemma4_quant.calibration",
+    "convert": "gemma4_quant.conversion",
+    "inspect": "gemma4_quant.inspection",
+    "quantize": "gemma4_quant.quantization",
+    "FileType": "gemma4_quant.ggml",
+    "GgmlType": "gemma4_quant.ggml",
+    "Gemma4QuantError": "gemma4_quant.errors",
+}
+
+__all__ = [
+    "FileType",
+    "Gemma4QuantError",
+    "GgmlType",
+    "__version__",
+    "bench",
+    "calibrate",
+    "convert",
+    "inspect",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -5,6 +5,7 @@ costs nothing. Arrays are located, not decoded: opening a file with 262,144 toke
 """
 
 import struct
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -83,20 +84,21 @@ class _Cursor:
             raise self.error(f"{what} is not UTF-8 text") from error
 
     def string_array(self, count: int, what: str) -> bytes:
-        """Return the bytes of `count` strings; walks their lengths inside the window."""
-        start = self.at
-        end = start
+        """Return the bytes of `count` strings; walks their lengths, in a window that doubles as they turn up."""
+        length_at = struct.Struct("<Q").unpack_from
+        at = 0  # relative to self.at
         for i in range(count):
-            if end + 8 > self._window_start + len(self._window):
-                self._ensure(end + 8 - self.at + _READ_AHEAD, f"{what}[{i}]", partial=True)
-            at = end - self._window_start
-            if at + 8 > len(self._window):
-                raise self.error(f"{what} ends after {i} of {count} strings")
-            length = int.from_bytes(self._window[at : at + 8], "little")
+            offset = self.at - self._window_start + at
+            if offset + 8 > len(self._window):
+                self._ensure(at + max(8, at, _READ_AHEAD), what, partial=True)
+                offset = self.at - self._window_start + at
+                if offset + 8 > len(self._window):
+                    raise self.error(f"{what} ends after {i} of {count} strings")
+            (length,) = length_at(self._window, offset)
             if length > _MAX_STRING_BYTES:
                 raise self.error(f"{what}[{i}] is {length} bytes long")
-            end += 8 + length
-        return self.take(end - start, what)
+            at += 8 + length
+        return self.take(at, what)
 
     def error(self, message: str) -> GgufError:
         return GgufError(f"{self.file.path}, byte {self.at}: {message}; the file is damaged or cut short")
@@ -194,7 +196,6 @@ def _refuse_overlaps(file: DataFile, tensors: list[Tensor]) -> None:
         return tensor.source.offset
 
     by_offset = sorted(tensors, key=start)
-    for before, after in zip(by_offset, by_offset[1:], strict=False):
+    for before, after in pairwise(by_offset):
         if start(before) + before.n_bytes > start(after):
             raise GgufError(f"{file.path}: the data of {before.name} and {after.name} overlap")
-

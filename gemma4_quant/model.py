@@ -44,7 +44,9 @@ class DataFile:
         except OSError as error:
             raise InputError(f"cannot open {path}: {error.strerror}") from error
         self.path = path
-        self.n_bytes = os.fstat(self._file.fileno()).st_size
+        stat = os.fstat(self._file.fileno())
+        self.n_bytes = stat.st_size
+        self.modified_ns = stat.st_mtime_ns
         self._seek_lock = threading.Lock()
 
     def read_into(self, offset: int, target: memoryview) -> None:

@@ -1,0 +1,184 @@
+"""`gemma4-quant quantize`: GGUF or checkpoint → smaller GGUF."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gemma4_quant.cli.options import Json, Threads, Verbose
+from gemma4_quant.cli.run import command, emit, set_up_logging, size_text, terminal_progress
+from gemma4_quant.codecs.base import Effort
+from gemma4_quant.errors import UnsupportedTypeError, listed
+from gemma4_quant.ggml import FileType, parse_file_type, parse_ggml_type
+
+if TYPE_CHECKING:
+    from gemma4_quant.quantization import QuantizeResult
+
+_EFFORTS = (Effort.FAST, Effort.BALANCED, Effort.BEST)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the positional arguments after the source say."""
+
+    output: Path | None
+    file_type: FileType
+    n_threads: int | None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+
+    @command(
+        app,
+        examples=[
+            "gemma4-quant quantize model-BF16.gguf --type q4_k_m --imatrix imatrix.gguf",
+            "gemma4-quant quantize examples/tiny-gemma4-e tiny-Q6_K.gguf Q6_K",
+        ],
+    )
+    def quantize(
+        source: Annotated[
+            Path,
+            typer.Argument(metavar="SOURCE", help="GGUF file or checkpoint directory.", show_default=False),
+        ],
+        rest: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[OUT.gguf] [TYPE] [NTHREADS]",
+                help="As llama-quantize takes them.",
+                show_default=False,
+            ),
+        ] = None,
+        file_type: Annotated[
+            str | None,
+            typer.Option("--type", help="File type, such as q4_k_m, q6_k or q8_0.", show_default=False),
+        ] = None,
+        imatrix: Annotated[
+            Path | None,
+            typer.Option("--imatrix", help="Importance file of this model, from calibrate.", show_default=False),
+        ] = None,
+        effort: Annotated[
+            str, typer.Option("--effort", help="How long to search: fast, balanced or best.")
+        ] = "balanced",
+        tensor_type: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--tensor-type",
+                metavar="PATTERN=TYPE",
+                help="Type of tensors whose name matches; repeatable.",
+                show_default=False,
+            ),
+        ] = None,
+        output_tensor_type: Annotated[
+            str | None, typer.Option(help="Type of output.weight.", show_default=False)
+        ] = None,
+        token_embedding_type: Annotated[
+            str | None, typer.Option(help="Type of the token embeddings.", show_default=False)
+        ] = None,
+        pure: Annotated[bool, typer.Option("--pure", help="The file type's own type for every tensor.")] = False,
+        leave_output_tensor: Annotated[
+            bool, typer.Option("--leave-output-tensor", help="Do not quantize output.weight.")
+        ] = False,
+        allow_requantize: Annotated[
+            bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")
+        ] = False,
+        threads: Threads = None,
+        json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        """Quantize a GGUF file or a checkpoint; types are chosen as llama-quantize does."""
+        from gemma4_quant import quantization
+        from gemma4_quant.recipe import Recipe, parse_tensor_type
+
+        set_up_logging(verbose=verbose)
+        target = parse_target(rest or [], file_type, threads)
+        recipe = Recipe(
+            target.file_type,
+            has_importance=imatrix is not None,
+            pure=pure,
+            leave_output_tensor=leave_output_tensor,
+            output_tensor_type=parse_ggml_type(output_tensor_type) if output_tensor_type else None,
+            token_embedding_type=parse_ggml_type(token_embedding_type) if token_embedding_type else None,
+            tensor_types=tuple(parse_tensor_type(text) for text in tensor_type or []),
+        )
+        result = quantization.quantize(
+            source,
+            target.output,
+            importance=imatrix,
+            recipe=recipe,
+            effort=_effort(effort),
+            allow_requantize=allow_requantize,
+            n_threads=target.n_threads,
+            progress=terminal_progress(),
+        )
+        emit(result, as_json=json, text=_describe(result))
+
+
+def parse_target(rest: list[str], file_type: str | None, n_threads: int | None) -> Target:
+    """Read `[OUT] [TYPE] [NTHREADS]`; TYPE only counts when --type is absent. Raises typer.BadParameter."""
+    arguments = list(rest)
+    output: Path | None = None
+    if file_type is None:
+        if (
+            len(arguments) > 1
+            and _is_file_type(arguments[1])
+            and not (_is_file_type(arguments[0]) and arguments[1].isdecimal())
+        ):
+            output = Path(arguments.pop(0))
+        if not arguments:
+            raise typer.BadParameter("say which type to make, such as --type q4_k_m")
+        kind = _parse_or_refuse(arguments.pop(0))
+    else:
+        kind = _parse_or_refuse(file_type)
+        if arguments and not arguments[0].isdecimal():
+            output = Path(arguments.pop(0))
+    if arguments:
+        count = arguments.pop(0)
+        if not count.isdecimal() or int(count) < 1:
+            raise typer.BadParameter(f"{count!r} is not a number of threads")
+        n_threads = n_threads or int(count)
+    if arguments:
+        raise typer.BadParameter(f"unexpected argument {arguments[0]!r}")
+    return Target(output, kind, n_threads)
+
+
+def _is_file_type(text: str) -> bool:
+    try:
+        parse_file_type(text)
+    except UnsupportedTypeError:
+        return False
+    return True
+
+
+def _parse_or_refuse(text: str) -> FileType:
+    try:
+        return parse_file_type(text)
+    except UnsupportedTypeError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _effort(text: str) -> Effort:
+    for effort in _EFFORTS:
+        if effort.value == text.lower():
+            return effort
+    raise typer.BadParameter(f"{text!r} is not an effort; known are {', '.join(effort.value for effort in _EFFORTS)}")
+
+
+def _describe(result: "QuantizeResult") -> str:
+    types = ", ".join(f"{count} {name}" for name, count in result.types.items())
+    lines = [
+        f"wrote {result.path} ({size_text(result.n_bytes)}, {result.bits_per_weight:.2f} bits per weight) "
+        f"in {result.seconds:.1f} s",
+        f"types: {types}",
+    ]
+    if result.fallbacks:
+        shown = ", ".join(f"{name} {change}" for name, change in list(result.fallbacks.items())[:3])
+        more = len(result.fallbacks) - 3
+        lines.append(
+            f"{len(result.fallbacks)} tensors have rows that do not fit the wanted type: {shown}"
+            + (f" and {more} more" if more > 0 else "")
+        )
+    if result.without_importance:
+        lines.append(f"without importance: {listed(result.without_importance)}")
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""What all commands share: failures as one line and an exit code, results on stdout, progress on stderr."""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import typer
+
+from gemma4_quant.cli.progress import BarProgress, LineProgress
+from gemma4_quant.errors import Gemma4QuantError
+from gemma4_quant.progress import Progress
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+
+def command(app: typer.Typer, *, examples: list[str]) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a command whose help ends with `examples` and whose known failures are one line on stderr."""
+    epilog = "\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples)
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except Gemma4QuantError as error:
+                fail(str(error), EXIT_FAILURE)
+            except MemoryError:
+                fail("not enough memory; close other programs or use fewer threads (-t)", EXIT_FAILURE)
+            except KeyboardInterrupt:
+                fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+
+        app.command(epilog=epilog, no_args_is_help=True)(guarded)
+        return guarded
+
+    return register
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line on stderr and leave with `code`."""
+    one_line = printable(" ".join(message.split()))
+    sys.stderr.write(f"gemma4-quant: error: {one_line}\n")
+    raise typer.Exit(code)
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Send the library's warnings (and, if `verbose`, its notes) to stderr."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="gemma4-quant: %(levelname)s: %(message)s",
+        level=logging.INFO if verbose else logging.WARNING,
+    )
+    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+        logging.addLevelName(level, logging.getLevelName(level).lower())
+
+
+def terminal_progress() -> Progress:
+    """Return bars on a terminal, a line for each stage elsewhere."""
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+def emit(result: Any, *, as_json: bool, text: str) -> None:
+    """Print a result on stdout: a JSON object for programs, or `text` for people."""
+    if as_json:
+        text = json.dumps(dataclasses.asdict(result), default=_plain, indent=2, allow_nan=False)
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has enough
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} in a result")
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which a hostile file could use to play tricks with the terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def size_text(n_bytes: float) -> str:
+    """Write a size in binary units with three digits, such as `4.25 MiB`."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} GiB"

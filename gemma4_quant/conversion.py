@@ -1,0 +1,102 @@
+"""Checkpoint → GGUF with float types (or plainly rounded Q8_0): the pipeline with a recipe of floats."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma4_quant.codecs.base import Effort
+from gemma4_quant.converters import auto_type, default_file_name, float_type, load_model
+from gemma4_quant.errors import UnsupportedTypeError
+from gemma4_quant.ggml import FileType, GgmlType
+from gemma4_quant.metadata import uint32
+from gemma4_quant.model import Model
+from gemma4_quant.plan import Assignment, Plan, make_plan
+from gemma4_quant.progress import Progress
+from gemma4_quant.writer import write_gguf
+
+OUT_TYPES = ("bf16", "f16", "f32", "q8_0", "auto")
+"""What --outtype accepts, as convert_hf_to_gguf.py does."""
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What `convert` wrote.
+
+    n_bytes: size of the file. types: how many tensors have each GGML type.
+    """
+
+    path: Path
+    out_type: str
+    n_bytes: int
+    n_weights: int
+    n_tensors: int
+    types: dict[str, int]
+    seconds: float
+
+
+def convert(
+    checkpoint: Path,
+    outfile: Path | None = None,
+    out_type: str = "auto",
+    *,
+    model_name: str | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert a Gemma 4 checkpoint directory to a GGUF file.
+
+    outfile: a file, a directory to put it in, or None for the checkpoint's own; `{ftype}` in the name stands for
+    the type. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the checkpoint is stored in.
+    Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
+    """
+    started = time.monotonic()
+    if out_type.lower() not in OUT_TYPES:
+        raise UnsupportedTypeError(
+            f"{out_type!r} is not an output type of convert ({', '.join(OUT_TYPES)}); for others run quantize"
+        )
+    model = load_model(checkpoint, model_name=model_name)
+    kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
+    output = _output_path(checkpoint, outfile, model, kind)
+    plan = convert_plan(model, kind)
+    write_gguf(
+        plan,
+        output,
+        effort=Effort.PLAIN,
+        n_threads=n_threads,
+        progress=progress,
+        label=f"convert to {kind.name}",
+    )
+    return ConvertResult(
+        path=output,
+        out_type=kind.name.lower(),
+        n_bytes=plan.n_bytes,
+        n_weights=model.n_weights,
+        n_tensors=len(plan.tensors),
+        types=dict(Counter(planned.type.name for planned in plan.tensors)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def convert_plan(model: Model, kind: GgmlType) -> Plan:
+    """Lay out a converted model: `kind` where llama.cpp's converter uses it, F32 or F16 elsewhere."""
+    metadata = {**model.metadata, "general.file_type": uint32(FileType[kind.name])}
+    return make_plan(
+        metadata,
+        [Assignment(tensor, float_type(tensor.name, tensor.shape, kind)) for tensor in model.tensors],
+    )
+
+
+def _output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: GgmlType) -> Path:
+    if outfile is None or outfile.is_dir():
+        return (outfile or checkpoint) / default_file_name(model.metadata, kind)
+    ftype = kind.name.lower()
+    name = outfile.name
+    for place, text in (
+        ("{ftype}", ftype),
+        ("{outtype}", ftype),
+        ("{FTYPE}", ftype.upper()),
+        ("{OUTTYPE}", ftype.upper()),
+    ):
+        name = name.replace(place, text)
+    return outfile.with_name(name)

@@ -1,0 +1,202 @@
+"""Checkpoint or GGUF → GGUF with block types: the pipeline with a recipe of blocks."""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma4_quant.arrays import Float32Rows
+from gemma4_quant.calibration.importance import Importance, read_importance
+from gemma4_quant.codecs.base import Effort
+from gemma4_quant.converters import default_file_name, float_type
+from gemma4_quant.errors import ImportanceError, UnsupportedTypeError, listed
+from gemma4_quant.ggml import FileType, GgmlType, is_quantized
+from gemma4_quant.metadata import Metadata, Value, string, uint32
+from gemma4_quant.model import Model, Tensor
+from gemma4_quant.plan import Assignment, Plan, make_plan
+from gemma4_quant.progress import Progress
+from gemma4_quant.recipe import Choice, Recipe, choose_types, requires_importance
+from gemma4_quant.source import open_model
+from gemma4_quant.writer import write_gguf
+
+logger = logging.getLogger(__name__)
+
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
+_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What `quantize` wrote.
+
+    n_bytes: size of the file. bits_per_weight: of the tensor data, as llama-quantize counts it.
+    types: how many tensors have each GGML type. fallbacks: tensors whose rows do not fit the wanted type.
+    without_importance: quantized tensors that the importance file says nothing of; empty without such a file.
+    """
+
+    path: Path
+    file_type: str
+    n_bytes: int
+    n_weights: int
+    bits_per_weight: float
+    types: dict[str, int]
+    fallbacks: dict[str, str]
+    without_importance: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """A plan with the choices and findings behind it."""
+
+    plan: Plan
+    choices: tuple[Choice, ...]
+    without_importance: tuple[str, ...]
+
+
+def quantize(
+    source: Path,
+    output: Path | None = None,
+    file_type: FileType = FileType.Q4_K_M,
+    *,
+    importance: Path | None = None,
+    recipe: Recipe | None = None,
+    effort: Effort = Effort.BALANCED,
+    allow_requantize: bool = False,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Quantize a GGUF file or a checkpoint directory.
+
+    output: the file to write; None puts it beside the source, named after the type.
+    importance: an importance file of the same model (`calibrate` makes one). recipe: overrides beyond the file type,
+    whose own file type then wins. Raises InputError and its kinds for bad input, OutputError when the file
+    cannot be written.
+    """
+    started = time.monotonic()
+    recipe = recipe or Recipe(file_type)
+    model = open_model(source)
+    statistics = None if importance is None else read_importance(importance)
+    prepared = quantize_plan(model, recipe, statistics, importance, allow_requantize=allow_requantize)
+    plan = prepared.plan
+    target = output or _default_output(source, model, recipe.file_type)
+    name = recipe.file_type.name
+    write_gguf(plan, target, effort=effort, n_threads=n_threads, progress=progress, label=f"quantize to {name}")
+    return QuantizeResult(
+        path=target,
+        file_type=name.lower(),
+        n_bytes=plan.n_bytes,
+        n_weights=model.n_weights,
+        bits_per_weight=sum(planned.n_bytes for planned in plan.tensors) * 8 / model.n_weights,
+        types=dict(Counter(planned.type.name for planned in plan.tensors)),
+        fallbacks={c.name: f"{c.wanted.name} → {c.type.name}" for c in prepared.choices if c.fallback},
+        without_importance=prepared.without_importance,
+        seconds=time.monotonic() - started,
+    )
+
+
+def quantize_plan(
+    model: Model,
+    recipe: Recipe,
+    importance: Importance | None,
+    importance_path: Path | None = None,
+    *,
+    allow_requantize: bool = False,
+) -> QuantizePlan:
+    """Decide the type of every tensor and lay out the file; reads no weights."""
+    converted = as_converted(model)
+    choices = tuple(choose_types(recipe, converted))
+    if importance is None and (needing := requires_importance(recipe, choices)):
+        raise ImportanceError(
+            f"{recipe.file_type.name} is garbage without an importance file ({len(needing)} tensors: "
+            f"{listed(needing)}); "
+            "run calibrate and pass --imatrix"
+        )
+    _refuse_requantizing(model, choices, allow=allow_requantize)
+    weights = _importance_of(model, importance, importance_path)
+    metadata = _metadata(model, recipe.file_type, importance, importance_path)
+    plan = make_plan(
+        metadata,
+        [
+            Assignment(tensor, choice.type, weights.get(tensor.name) if is_quantized(choice.type) else None)
+            for tensor, choice in zip(model.tensors, choices, strict=True)
+        ],
+    )
+    missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
+    return QuantizePlan(plan, choices, missing)
+
+
+def as_converted(model: Model) -> Model:
+    """Show a checkpoint's tensors with the types `convert --outtype bf16` would give them; a GGUF stays as it is.
+
+    llama-quantize keeps small tensors in the type it finds them, so the choice must see norms as F32.
+    """
+    if not model.path.is_dir():
+        return model
+    tensors = [Tensor(t.name, t.shape, float_type(t.name, t.shape, GgmlType.BF16), t.source) for t in model.tensors]
+    return Model(model.path, model.metadata, tensors)
+
+
+def _importance_of(model: Model, importance: Importance | None, path: Path | None) -> dict[str, Float32Rows]:
+    """Return importance by tensor name; raises ImportanceError when it is of another model."""
+    if importance is None:
+        return {}
+    weights: dict[str, Float32Rows] = {}
+    wrong: list[str] = []
+    for tensor in model.tensors:
+        if tensor.name not in importance.names:
+            continue
+        rows = importance.mean_square(tensor.name)
+        if rows.shape == (tensor.n_matrices, tensor.n_cols):
+            weights[tensor.name] = rows
+        else:
+            wrong.append(f"{tensor.name} ({rows.shape} for {(tensor.n_matrices, tensor.n_cols)})")
+    strangers = [name for name in importance.names if name not in {tensor.name for tensor in model.tensors}]
+    if wrong or strangers or not weights:
+        offenders = listed(wrong or strangers) or "it shares no tensor"
+        raise ImportanceError(
+            f"{path} is the importance of another model: {offenders}; calibrate this model and use that"
+        )
+    return weights
+
+
+def _refuse_requantizing(model: Model, choices: tuple[Choice, ...], *, allow: bool) -> None:
+    again = [
+        tensor.name
+        for tensor, choice in zip(model.tensors, choices, strict=True)
+        if is_quantized(tensor.type) and choice.type is not tensor.type
+    ]
+    if not again:
+        return
+    if not allow:
+        raise UnsupportedTypeError(
+            f"{model.path} is quantized already ({listed(again, 3)}); quantize its bf16 original, "
+            "or pass --allow-requantize to lose quality twice"
+        )
+    logger.warning("requantizing %d tensors that are quantized already: the errors add up", len(again))
+
+
+def _metadata(model: Model, file_type: FileType, importance: Importance | None, path: Path | None) -> Metadata:
+    metadata: dict[str, Value] = {key: value for key, value in model.metadata.items() if key not in _SPLIT_KEYS}
+    metadata["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
+    metadata["general.file_type"] = uint32(file_type)
+    if importance is not None:
+        metadata["quantize.imatrix.file"] = string(path.name if path else "")
+        if importance.datasets:
+            metadata["quantize.imatrix.dataset"] = string(importance.datasets[0])
+        metadata["quantize.imatrix.entries_count"] = uint32(len(importance.names))
+        metadata["quantize.imatrix.chunks_count"] = uint32(importance.chunk_count)
+    return metadata
+
+
+def _default_output(source: Path, model: Model, file_type: FileType) -> Path:
+    """Name the output after its source, the type in place of the source's."""
+    if source.is_dir():
+        return source / default_file_name(model.metadata, file_type)
+    stem = source.stem
+    for known in sorted(FileType, key=lambda kind: -len(kind.name)):
+        for suffix in (f"-{known.name}", f".{known.name}"):
+            if stem.upper().endswith(suffix):
+                return source.with_name(f"{stem[: -len(suffix)]}{suffix[0]}{file_type.name}.gguf")
+    return source.with_name(f"{stem}-{file_type.name}.gguf")

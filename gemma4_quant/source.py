@@ -1,0 +1,37 @@
+"""Open whatever a user names, a checkpoint directory or a GGUF file, as a Model."""
+
+from pathlib import Path
+
+from gemma4_quant.errors import GgufError, InputError
+from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.metadata import get_string
+from gemma4_quant.model import Model
+
+ARCHITECTURES = ("gemma4", "gemma4-assistant")
+"""Values of `general.architecture` that this tool handles."""
+
+
+def open_model(path: Path) -> Model:
+    """Open a checkpoint directory or a GGUF file; raises InputError and its kinds saying what is wrong."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a checkpoint directory or a GGUF file")
+    if path.is_dir():
+        from gemma4_quant.converters import load_model
+
+        return load_model(path)
+    return open_gguf(path)
+
+
+def open_gguf(path: Path) -> Model:
+    """Open a GGUF file of a Gemma 4 model; raises GgufError for any other."""
+    if not path.is_file():
+        raise InputError(f"{path} is not a GGUF file; give one made by `gemma4-quant convert`")
+    model = read_gguf(path)
+    if "general.architecture" not in model.metadata:
+        raise GgufError(f"{path} holds no model: it has no general.architecture")
+    architecture = get_string(model.metadata, "general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise GgufError(
+            f"{path} holds a {architecture} model; this tool handles Gemma 4 ({', '.join(ARCHITECTURES)})"
+        )
+    return model
