@@ -12,7 +12,7 @@ from pathlib import Path
 from gemma4_quant.errors import GgufError
 from gemma4_quant.ggml import ALIGNMENT, GgmlType, block_size, row_bytes
 from gemma4_quant.gguf_header import MAGIC, TensorInfo, align
-from gemma4_quant.metadata import Value, ValueType, get_int, scalar_bytes
+from gemma4_quant.metadata import Metadata, Value, ValueType, get_int, scalar_bytes
 from gemma4_quant.model import DataFile, FileRows, Model, Tensor
 
 _MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -38,11 +38,19 @@ def read_gguf(path: Path) -> Model:
     n_keys = cursor.count("number of metadata keys")
     metadata = _read_metadata(cursor, n_keys)
     infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
-    alignment = get_int(metadata, "general.alignment", ALIGNMENT)
-    if alignment <= 0 or alignment & (alignment - 1):
-        raise GgufError(f"{path}: general.alignment is {alignment}, not a power of two")
+    alignment = _alignment(path, metadata)
     data_start = align(cursor.at, alignment)
     return Model(path, metadata, _locate(file, infos, data_start, alignment))
+
+
+def _alignment(path: Path, metadata: Metadata) -> int:
+    try:
+        alignment = get_int(metadata, "general.alignment", ALIGNMENT)
+    except GgufError as error:
+        raise GgufError(f"{path}: {error}") from error
+    if alignment <= 0 or alignment & (alignment - 1):
+        raise GgufError(f"{path}: general.alignment is {alignment}, not a power of two")
+    return alignment
 
 
 class _Cursor:
