@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         app,
         examples=[
             "gemma4-quant bench model-Q4_K_M.gguf",
-            "gemma4-quant bench model-Q4_K_M.gguf --reference model-BF16.gguf -f examples/tiny-gemma4-e/evaluation.txt",
+            "gemma4-quant bench model-Q4_K_M.gguf --reference model-BF16.gguf -f text.txt",
         ],
     )
     def bench(

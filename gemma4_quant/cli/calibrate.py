@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     @command(
         app,
         examples=[
-            "gemma4-quant calibrate model-BF16.gguf -f examples/tiny-gemma4-e/calibration.txt",
+            "gemma4-quant calibrate model-BF16.gguf -f text.txt",
             "gemma4-quant calibrate model-BF16.gguf -f text.txt -o imatrix.gguf --chunks 100",
         ],
     )

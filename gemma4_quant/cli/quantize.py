@@ -8,14 +8,14 @@ import typer
 
 from gemma4_quant.cli.options import Json, Threads, Verbose
 from gemma4_quant.cli.run import command, emit, set_up_logging, size_text, terminal_progress
-from gemma4_quant.codecs.base import Effort
 from gemma4_quant.errors import UnsupportedTypeError, listed
 from gemma4_quant.ggml import FileType, parse_file_type, parse_ggml_type
 
 if TYPE_CHECKING:
+    from gemma4_quant.codecs.base import Effort
     from gemma4_quant.quantization import QuantizeResult
 
-_EFFORTS = (Effort.FAST, Effort.BALANCED, Effort.BEST)
+_EFFORTS = ("fast", "balanced", "best")
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,12 @@ def _parse_or_refuse(text: str) -> FileType:
         raise typer.BadParameter(str(error)) from error
 
 
-def _effort(text: str) -> Effort:
-    for effort in _EFFORTS:
-        if effort.value == text.lower():
-            return effort
-    raise typer.BadParameter(f"{text!r} is not an effort; known are {', '.join(effort.value for effort in _EFFORTS)}")
+def _effort(text: str) -> "Effort":
+    from gemma4_quant.codecs.base import Effort
+
+    if text.lower() not in _EFFORTS:
+        raise typer.BadParameter(f"{text!r} is not an effort; known are {', '.join(_EFFORTS)}")
+    return Effort(text.lower())
 
 
 def _describe(result: "QuantizeResult") -> str:
