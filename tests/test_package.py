@@ -1,0 +1,67 @@
+"""The package as installed: light start, no torch, one top-level name."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+IMPORT_EVERYTHING = """
+import sys
+sys.modules["torch"] = None
+sys.modules["transformers"] = None
+import importlib, pkgutil
+import gemma4_quant, gemma4_quant.converters, gemma4_quant.calibration
+names = []
+for package in (gemma4_quant, gemma4_quant.converters, gemma4_quant.calibration):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+            names.append(module.name)
+print(len(names))
+"""
+
+HEAVY = ("numpy", "numba", "gguf", "llama_cpp", "tqdm", "torch", "transformers")
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_without_torch_and_transformers() -> None:
+    assert int(run_python(IMPORT_EVERYTHING)) > 30
+
+
+def test_help_loads_nothing_heavy() -> None:
+    loaded = run_python(
+        f"import sys\nimport gemma4_quant.cli.app\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert loaded.strip() == "[]"
+
+
+def test_help_answers_in_under_0_3_s() -> None:
+    durations = []
+    for _ in range(5):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "gemma4_quant", "--help"], capture_output=True, check=True)
+        durations.append(time.monotonic() - started)
+    assert min(durations) < 0.3
+
+
+def test_the_python_functions_stay_functions_after_use() -> None:
+    names = ("convert", "calibrate", "quantize", "bench", "inspect")
+    code = f"import gemma4_quant as gq\nfor name in {names!r} * 2:\n    assert callable(getattr(gq, name)), name"
+    run_python(code)
+
+
+def test_no_module_prints_outside_cli_and_report() -> None:
+    root = Path(__file__).parents[1]
+    files = [*root.glob("gemma4_quant/**/*.py"), *root.glob("converters/*.py"), *root.glob("calibration/*.py")]
+    assert len(files) > 30
+    printing = [
+        file.relative_to(root)
+        for file in files
+        if "print(" in file.read_text() and not {"cli", "report"} & set(file.relative_to(root).parts)
+    ]
+    assert printing == []
