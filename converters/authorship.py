@@ -1,0 +1,159 @@
+"""General metadata: name, size label, licence, tags, sampling, from model card, config and directory name.
+
+The guesses are those of the gguf package (`gguf.Metadata`), as llama.cpp's converter makes them; what it would read
+from files without limits is read here and handed over.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gemma4_quant.converters.gemma4 import ARCHITECTURE
+
+from gemma4_quant.checkpoint import Checkpoint
+from gemma4_quant.errors import CheckpointError
+from gemma4_quant.ggml import FileType, GgmlType
+from gemma4_quant.json_input import read_bounded
+from gemma4_quant.metadata import (
+    Metadata,
+    Value,
+    ValueType,
+    boolean,
+    float32,
+    get_string,
+    int32,
+    numbers,
+    string,
+    strings,
+    uint32,
+)
+from gemma4_quant.model import Tensor
+
+logger = logging.getLogger(__name__)
+
+MAX_CARD_BYTES = 4 << 20
+MAX_FRONT_MATTER_BYTES = 64 << 10
+
+# key of generation_config.json → attribute of gguf.Metadata and the type it is written in
+_SAMPLING: Mapping[str, tuple[str, type]] = {
+    "sequence": ("sampling_sequence", str),
+    "top_k": ("sampling_top_k", int),
+    "top_p": ("sampling_top_p", float),
+    "min_p": ("sampling_min_p", float),
+    "xtc_probability": ("sampling_xtc_probability", float),
+    "xtc_threshold": ("sampling_xtc_threshold", float),
+    "temperature": ("sampling_temp", float),
+    "penalty_last_n": ("sampling_penalty_last_n", int),
+    "repetition_penalty": ("sampling_penalty_repeat", float),
+    "penalty_repeat": ("sampling_penalty_repeat", float),
+    "mirostat": ("sampling_mirostat", int),
+    "mirostat_tau": ("sampling_mirostat_tau", float),
+    "mirostat_eta": ("sampling_mirostat_eta", float),
+}
+
+_MAKERS: Mapping[ValueType, Callable[[Any], Value]] = {
+    ValueType.UINT32: uint32,
+    ValueType.INT32: int32,
+    ValueType.FLOAT32: float32,
+    ValueType.BOOL: boolean,
+    ValueType.STRING: string,
+}
+
+
+def general_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor], model_name: str | None) -> dict[str, Value]:
+    """Return the `general.*` keys up to the file type, in the order of llama.cpp's converter.
+
+    model_name: replaces the guessed name. Raises CheckpointError when the model card or generation_config.json
+    holds something that cannot be written.
+    """
+    import gguf
+
+    total, shared, expert, n_experts = parameter_counts(tensors)
+    directory = checkpoint.directory.resolve() if checkpoint.directory.name in ("", "..") else checkpoint.directory
+    card = _read_card(checkpoint)
+    hints = {key: value for key, value in checkpoint.config.items() if key == "_name_or_path" and type(value) is str}
+    try:
+        known = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, hints, directory, total)
+        _apply_sampling(known, checkpoint)
+        known.name = model_name or known.name or directory.name
+        if known.size_label is None and total > 0:
+            known.size_label = gguf.size_label(total, shared, expert, n_experts)
+        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        writer.add_type("model")
+        known.set_gguf_meta_model(writer)
+        return {key: _value(entry) for key, entry in writer.kv_data[0].items()}
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError) as error:
+        raise CheckpointError(
+            f"the front matter of {checkpoint.directory / 'README.md'} holds something that is no metadata "
+            f"({error}); correct or remove it"
+        ) from error
+
+
+def default_file_name(metadata: Metadata, out_type: GgmlType | FileType) -> str:
+    """Return the file name that llama.cpp's converter gives a model (gguf's naming convention)."""
+    import gguf
+
+    def known(key: str) -> str | None:
+        return get_string(metadata, f"general.{key}") if f"general.{key}" in metadata else None
+
+    stem: str = gguf.naming_convention(
+        known("name"), known("basename"), known("finetune"), known("version"), known("size_label"), out_type.name
+    )
+    # a name from a model card may hold anything; what remains is one plain file name
+    plain = "".join("-" if character in '\\/:*?"<>|' or ord(character) < 32 else character for character in stem)
+    return f"{plain.lstrip('.')[:200]}.gguf"
+
+
+def parameter_counts(tensors: Sequence[Tensor]) -> tuple[int, int, int, int]:
+    """Return all weights, those outside experts, those of one expert, and experts (gguf's size label needs them)."""
+    total = sum(tensor.n_weights for tensor in tensors)
+    stacked = [tensor for tensor in tensors if "_exps." in tensor.name and len(tensor.shape) >= 3]
+    expert = sum(tensor.n_weights // tensor.n_matrices for tensor in stacked)
+    n_experts = sum(tensor.n_matrices for tensor in stacked) // len(stacked) if stacked else 0
+    return total, total - sum(tensor.n_weights for tensor in stacked), expert, n_experts
+
+
+def _read_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the YAML front matter of README.md, empty when there is none or it is damaged."""
+    import yaml  # type: ignore[import-untyped]
+
+    path = checkpoint.find_file("README.md")
+    lines = _text_lines(path) if path is not None else []
+    if not lines or lines[0] != "---":
+        return {}
+    end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+    # as gguf.Metadata.load_model_card: "no" as a list entry is Norwegian, tabs are spaces
+    front = ("\n".join(lines[1:end]) + "\n").replace("- no\n", '- "no"\n').replace("\t", "  ")
+    if len(front) > MAX_FRONT_MATTER_BYTES:
+        logger.warning("the front matter of %s is too long to be a model card; it is ignored", path)
+        return {}
+    try:
+        card = yaml.safe_load(front)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        logger.warning("the front matter of %s is not YAML and is ignored: %s", path, str(error).splitlines()[0])
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _text_lines(path: Path) -> list[str]:
+    return read_bounded(path, MAX_CARD_BYTES).decode("utf-8", errors="replace").splitlines()
+
+
+def _apply_sampling(known: Any, checkpoint: Checkpoint) -> None:
+    for key, value in (checkpoint.read_json("generation_config.json") or {}).items():
+        attribute, kind = _SAMPLING.get(key, (None, None))
+        if attribute is None or kind is None or value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise CheckpointError(f"generation_config.json: {key} is {str(value)[:40]!r}, not {kind.__name__}")
+        setattr(known, attribute, value)
+
+
+def _value(entry: Any) -> Value:
+    kind = ValueType(int(entry.type))
+    if kind is not ValueType.ARRAY:
+        return _MAKERS[kind](entry.value)
+    if all(isinstance(item, str) for item in entry.value):
+        return strings(entry.value)
+    return numbers(ValueType.INT32, entry.value)

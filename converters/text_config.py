@@ -1,0 +1,225 @@
+"""Hyper-parameters of a Gemma 4 text decoder, read from config.json in any form transformers has written.
+
+Defaults for missing keys are those of transformers' Gemma4TextConfig and Gemma4UnifiedTextConfig; the GGUF that
+llama.cpp's converter writes carries them too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gemma4_quant.errors import ConfigError
+from gemma4_quant.json_input import Fields
+
+MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS (llama-hparams.h)."""
+
+MAX_EXPERTS = 1024
+"""LLAMA_MAX_EXPERTS (llama-hparams.h)."""
+
+LOCAL = "sliding_attention"
+GLOBAL = "full_attention"
+
+_PER_LAYER_KEYS = {"head_dim", "num_key_value_heads"}
+_MAX_SIZE = 2**24  # keeps every product of two sizes far from overflow
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Where the configs of the family differ when a key is missing."""
+
+    context_length: int = 131_072
+    window: int = 512
+    per_layer_width: int = 256
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text decoder's hyper-parameters.
+
+    Widths are counts of values, head counts and head widths are given for local (sliding-window) and global layers.
+    is_local: one flag a layer. n_kv_shared: how many of the last layers use the keys and values of earlier ones.
+    n_experts and n_experts_used: as in the file, also when the model has no expert layers (is_moe).
+    """
+
+    n_layers: int
+    context_length: int
+    hidden: int
+    feed_forward: int
+    is_double_wide: bool
+    n_heads: int
+    n_kv_heads_local: int
+    n_kv_heads_global: int
+    head_width_local: int
+    head_width_global: int
+    is_local: tuple[bool, ...]
+    window: int
+    n_kv_shared: int
+    has_k_as_v: bool
+    is_causal: bool
+    rope_base_local: float
+    rope_base_global: float
+    rotated_share: float
+    norm_epsilon: float
+    logit_softcap: float | None
+    vocabulary: int
+    per_layer_width: int
+    per_layer_vocabulary: int
+    is_moe: bool
+    n_experts: int | None
+    n_experts_used: int | None
+    expert_feed_forward: int | None
+    is_tied: bool
+
+    @property
+    def first_kv_shared(self) -> int:
+        """Index of the first layer without keys and values of its own; n_layers when there is none."""
+        return self.n_layers - self.n_kv_shared
+
+    def head_width(self, layer: int) -> int:
+        """Return the width of one attention head of `layer`."""
+        return self.head_width_local if self.is_local[layer] else self.head_width_global
+
+    def n_kv_heads(self, layer: int) -> int:
+        """Return the number of key and value heads of `layer`."""
+        return self.n_kv_heads_local if self.is_local[layer] else self.n_kv_heads_global
+
+    def layer_feed_forward(self, layer: int) -> int:
+        """Return the feed-forward width of `layer`: double in KV-shared layers of models that say so."""
+        return self.feed_forward * (2 if self.is_double_wide and layer >= self.first_kv_shared else 1)
+
+
+def text_fields(config: Mapping[str, Any]) -> Fields:
+    """Return the text decoder's part of config.json: keys of `text_config` over those of the whole."""
+    fields = Fields(config, "config.json")
+    if "text_config" not in fields:
+        return fields
+    inner = fields.inner("text_config")
+    return Fields({**config, **inner.values}, inner.source, "text_config.")
+
+
+def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
+    """Read the hyper-parameters; raises ConfigError for a missing or impossible one, naming key and value."""
+    if fields.text("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        fields.fail(
+            "hidden_activation", f"is {fields.text('hidden_activation')!r}; llama.cpp knows gelu_pytorch_tanh"
+        )
+    n_layers = fields.integer("num_hidden_layers", 30, high=MAX_LAYERS)
+    is_local = _read_layer_types(fields, n_layers)
+    has_k_as_v = fields.flag("attention_k_eq_v", False)
+    head_width = fields.integer("head_dim", 256, high=_MAX_SIZE)
+    n_kv_heads = fields.integer("num_key_value_heads", 4, high=_MAX_SIZE)
+    global_head_width, n_global_kv_heads = _read_global_attention(fields, is_local, has_k_as_v)
+    rope_local, rope_global, rotated_share = _read_rope(fields)
+    is_bidirectional = "use_bidirectional_attention" in fields and fields.text("use_bidirectional_attention") == "all"
+    window = fields.integer("sliding_window", defaults.window)
+    is_moe = fields.flag("enable_moe_block", False)
+    return TextConfig(
+        n_layers=n_layers,
+        context_length=fields.integer("max_position_embeddings", defaults.context_length),
+        hidden=fields.integer("hidden_size", 2304, high=_MAX_SIZE),
+        feed_forward=fields.integer("intermediate_size", 9216, high=_MAX_SIZE),
+        is_double_wide=fields.flag("use_double_wide_mlp", False),
+        n_heads=fields.integer("num_attention_heads", 8, high=_MAX_SIZE),
+        n_kv_heads_local=n_kv_heads,
+        n_kv_heads_global=n_global_kv_heads or n_kv_heads,
+        head_width_local=head_width,
+        head_width_global=global_head_width or head_width,
+        is_local=is_local,
+        # transformers halves the window of bidirectional models and doubles it again when it writes the config
+        window=window // 2 * 2 if is_bidirectional else window,
+        n_kv_shared=fields.integer("num_kv_shared_layers", 0, low=0, high=n_layers),
+        has_k_as_v=has_k_as_v,
+        is_causal=fields.flag("is_causal", True) and not is_bidirectional,
+        rope_base_local=rope_local,
+        rope_base_global=rope_global,
+        rotated_share=rotated_share,
+        norm_epsilon=fields.number("rms_norm_eps", 1e-6),
+        logit_softcap=fields.number("final_logit_softcapping") if "final_logit_softcapping" in fields else None,
+        vocabulary=fields.integer("vocab_size", 262_144, high=_MAX_SIZE),
+        per_layer_width=_read_per_layer_width(fields, defaults),
+        per_layer_vocabulary=fields.integer("vocab_size_per_layer_input", 262_144, high=_MAX_SIZE),
+        is_moe=is_moe,
+        n_experts=_expert_integer(fields, "num_experts", is_moe, MAX_EXPERTS),
+        n_experts_used=_expert_integer(fields, "top_k_experts", is_moe, MAX_EXPERTS),
+        expert_feed_forward=_expert_integer(fields, "moe_intermediate_size", is_moe, _MAX_SIZE),
+        is_tied=fields.flag("tie_word_embeddings", True),
+    )
+
+
+def _expert_integer(fields: Fields, key: str, is_needed: bool, high: int) -> int | None:
+    return fields.integer(key, high=high) if is_needed else fields.optional_integer(key, high=high)
+
+
+def _read_per_layer_width(fields: Fields, defaults: Defaults) -> int:
+    key = "hidden_size_per_layer_input"
+    if key in fields.values and fields.values[key] is None:
+        return 0
+    return fields.integer(key, defaults.per_layer_width, low=0, high=_MAX_SIZE)
+
+
+def _read_layer_types(fields: Fields, n_layers: int) -> tuple[bool, ...]:
+    """Tell for each layer whether it is local; the last one is always global, as transformers makes it."""
+    if "layer_types" not in fields:
+        return (*((layer + 1) % 6 != 0 for layer in range(n_layers - 1)), False)
+    kinds = fields.sequence("layer_types")
+    if len(kinds) != n_layers:
+        fields.fail("layer_types", f"has {len(kinds)} entries for {n_layers} layers")
+    wrong = sorted({str(kind)[:40] for kind in kinds if kind not in (LOCAL, GLOBAL)})
+    if wrong:
+        fields.fail("layer_types", f"holds {', '.join(wrong[:8])}; known are {LOCAL} and {GLOBAL}")
+    return (*(kind == LOCAL for kind in kinds[:-1]), False)
+
+
+def _read_global_attention(
+    fields: Fields, is_local: tuple[bool, ...], has_k_as_v: bool
+) -> tuple[int | None, int | None]:
+    """Return head width and KV heads of global layers where they differ from the local ones, else None.
+
+    Old configs have global_head_dim and num_global_key_value_heads (the latter counts only with K = V), new ones
+    per_layer_config. Without either, transformers takes 512 for the head width.
+    """
+    if "per_layer_config" in fields:
+        return _read_per_layer_config(fields.inner("per_layer_config"), is_local)
+    is_null = "global_head_dim" in fields.values and fields.values["global_head_dim"] is None
+    head_width = None if is_null else fields.integer("global_head_dim", 512, high=_MAX_SIZE)
+    n_kv_heads = fields.optional_integer("num_global_key_value_heads", high=_MAX_SIZE) if has_k_as_v else None
+    return head_width, n_kv_heads
+
+
+def _read_per_layer_config(layers: Fields, is_local: tuple[bool, ...]) -> tuple[int | None, int | None]:
+    settings: dict[int, tuple[int | None, int | None]] = {}
+    for key in layers.values:
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < len(is_local)):
+            layers.fail(key[:40], f"is not the number of one of {len(is_local)} layers")
+        layer = layers.inner(key)
+        unknown = sorted(name for name in layer.values if name not in _PER_LAYER_KEYS and layer.values[name])
+        if unknown:
+            layer.fail(unknown[0][:80], "is set for one layer; llama.cpp has no place for that in a gemma4 GGUF")
+        settings[int(key)] = tuple(layer.optional_integer(name, high=_MAX_SIZE) for name in sorted(_PER_LAYER_KEYS))  # type: ignore[assignment]
+    nothing = (None, None)
+    if any(is_local[layer] and setting != nothing for layer, setting in settings.items()):
+        raise ConfigError(f"{layers.source}: {layers.path} changes local layers; llama.cpp allows it for global ones")
+    different = {settings.get(layer, nothing) for layer, local in enumerate(is_local) if not local}
+    if len(different) > 1:
+        raise ConfigError(f"{layers.source}: {layers.path} gives global layers different sizes; llama.cpp needs one")
+    return different.pop() if different else nothing
+
+
+def _read_rope(fields: Fields) -> tuple[float, float, float]:
+    """Return the RoPE bases of local and global layers and the share of a global head that rotates."""
+    if "rope_parameters" not in fields:
+        return 10_000.0, 1_000_000.0, 0.25
+    rope = fields.inner("rope_parameters")
+    local, whole = rope.inner(LOCAL), rope.inner(GLOBAL)
+    for part, kind in ((local, "default"), (whole, "proportional")):
+        if part.text("rope_type", "default") != kind:
+            part.fail("rope_type", f"is {part.text('rope_type', 'default')!r}; llama.cpp's gemma4 has {kind!r} here")
+        if part.number("factor", 1.0) != 1.0:
+            part.fail("factor", "stretches positions, which llama.cpp's gemma4 does not")
+    if local.number("partial_rotary_factor", 1.0) != 1.0:
+        local.fail("partial_rotary_factor", "is not 1; llama.cpp's gemma4 rotates whole local heads")
+    share = whole.number("partial_rotary_factor", 1.0)
+    if share > 1:
+        whole.fail("partial_rotary_factor", f"is {share}, more than a whole head")
+    return local.number("rope_theta"), whole.number("rope_theta"), share
