@@ -1,0 +1,194 @@
+"""Importance files: how strongly each input column of each weight is used, in llama.cpp's GGUF layout.
+
+For every weight two tensors: `NAME.in_sum2`, sums of squared activations, and `NAME.counts`, how many activations
+were summed (tools/imatrix/imatrix.cpp, save_imatrix; common/imatrix-loader.cpp).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma4_quant.arrays import Float32Rows
+from gemma4_quant.errors import GgufError, ImportanceError, OutputError, listed
+from gemma4_quant.ggml import GgmlType
+from gemma4_quant.gguf_header import TensorInfo, align, encode_header
+from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.metadata import Metadata, get_int, string, strings, uint32
+from gemma4_quant.model import Model, Tensor
+
+_SUMS = ".in_sum2"
+_COUNTS = ".counts"
+_MAX_NAME_BYTES = 63  # GGML_MAX_NAME without its final zero
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Statistics of one weight.
+
+    sums: (n_matrices, n_in) float32, sums of squared activations. counts: (n_matrices,) float32, activations summed.
+    """
+
+    sums: Float32Rows
+    counts: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Statistics of a calibration, by the GGUF name of the weight.
+
+    datasets: the texts it was made from. chunk_count, chunk_size: how many chunks of how many tokens.
+    """
+
+    entries: Mapping[str, Entry]
+    datasets: Sequence[str]
+    chunk_count: int
+    chunk_size: int
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the weights that have statistics."""
+        return frozenset(self.entries)
+
+    def mean_square(self, name: str) -> Float32Rows:
+        """Return the mean squared activation of each input column, (n_matrices, n_in) float32.
+
+        A matrix that saw no activation (see `unseen`) gets the mean over the matrices that did: an expert that was
+        never routed to is treated like an average one, where llama.cpp would take 1 for every column. Raises
+        ImportanceError when there is no such weight, or when none of its matrices saw anything.
+        """
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ImportanceError(f"the importance file says nothing of {name}")
+        seen = entry.counts > 0
+        if not seen.any():
+            raise ImportanceError(f"no activation of {name} was counted; calibrate with more text")
+        means = np.zeros(entry.sums.shape, np.float64)
+        np.divide(entry.sums, entry.counts[:, None], out=means, where=seen[:, None])
+        means[~seen] = means[seen].mean(axis=0)
+        return means.astype(np.float32)
+
+    def unseen(self, name: str) -> tuple[int, ...]:
+        """Return the matrices of a weight that saw no activation: experts that were never routed to."""
+        return tuple(int(i) for i in np.flatnonzero(self.entries[name].counts == 0))
+
+
+def read_importance(path: Path) -> Importance:
+    """Read an importance file made by `calibrate` or llama-imatrix (GGUF format).
+
+    Raises ImportanceError when it is not one, is incomplete, or holds values that no calibration gives.
+    """
+    try:
+        model = read_gguf(path)
+        kind = model.metadata.get("general.type")
+        if kind is None or kind.decode() != "imatrix":
+            raise ImportanceError(
+                f"{path} is a GGUF file but not an importance file; make one with `gemma4-quant calibrate`"
+            )
+        datasets = model.metadata.get("imatrix.datasets")
+        return Importance(
+            entries=_read_entries(model),
+            datasets=tuple(map(str, datasets.decode())) if datasets is not None and datasets.count else (),
+            chunk_count=get_int(model.metadata, "imatrix.chunk_count", 0),
+            chunk_size=get_int(model.metadata, "imatrix.chunk_size", 0),
+        )
+    except GgufError as error:
+        raise ImportanceError(f"{error} (an importance file in GGUF format was expected)") from error
+
+
+def _read_entries(model: Model) -> dict[str, Entry]:
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    names = sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in tensors})
+    incomplete = [name for name in names if name + _SUMS not in tensors or name + _COUNTS not in tensors]
+    if incomplete or not names:
+        raise ImportanceError(
+            f"{model.path} holds no complete statistics for {listed(incomplete) or 'any tensor'}; calibrate again"
+        )
+    entries = {name: _read_entry(model, tensors[name + _SUMS], tensors[name + _COUNTS]) for name in names}
+    bad = [name for name, entry in entries.items() if not _is_plausible(entry)]
+    if bad:
+        raise ImportanceError(f"{model.path}: negative, NaN or infinite statistics of {listed(bad)}; calibrate again")
+    return entries
+
+
+def _read_entry(model: Model, sums: Tensor, counts: Tensor) -> Entry:
+    if sums.type is not GgmlType.F32 or counts.type is not GgmlType.F32:
+        raise ImportanceError(f"{model.path}: {sums.name} and {counts.name} must be F32")
+    count = counts.source.read_rows(0, counts.n_rows).view("<f4").reshape(-1)
+    values = sums.source.read_rows(0, sums.n_rows).view("<f4")
+    if values.size % count.size:
+        raise ImportanceError(
+            f"{model.path}: {sums.name} has {values.size} sums for {count.size} matrices; calibrate again"
+        )
+    return Entry(values.reshape(count.size, -1), count)
+
+
+def _is_plausible(entry: Entry) -> bool:
+    return bool(
+        np.isfinite(entry.sums).all()
+        and (entry.sums >= 0).all()
+        and np.isfinite(entry.counts).all()
+        and (entry.counts >= 0).all()
+    )
+
+
+def write_importance(path: Path, importance: Importance) -> None:
+    """Write an importance file as llama-imatrix does: tensors in the order of their names.
+
+    The file appears whole or not at all. Raises ImportanceError when a value is not finite or negative, OutputError
+    when the file cannot be written.
+    """
+    bad = [name for name, entry in importance.entries.items() if not _is_plausible(entry)]
+    if bad:
+        raise ImportanceError(
+            f"statistics of {listed(bad)} are NaN, infinite or negative: the model's activations overflow"
+        )
+    arrays = dict(_arrays(importance))
+    too_long = [name for name in arrays if len(name.encode()) > _MAX_NAME_BYTES]
+    if too_long:
+        raise ImportanceError(f"names longer than {_MAX_NAME_BYTES} bytes do not fit a GGUF file: {listed(too_long)}")
+    infos, offset = [], 0
+    for name, array in arrays.items():
+        infos.append(TensorInfo(name, array.shape, GgmlType.F32, offset))
+        offset += align(array.nbytes)
+    parts = [encode_header(_metadata(importance), infos)]
+    for array in arrays.values():
+        data = array.astype("<f4").tobytes()
+        parts += [data, bytes(align(len(data)) - len(data))]
+    _replace_file(path, parts)
+
+
+def _arrays(importance: Importance) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """Return tensors in file order; ggml drops outer dimensions of 1, so a single matrix has one dimension."""
+    arrays = []
+    for name in sorted(importance.entries, key=str.encode):
+        entry = importance.entries[name]
+        n_matrices = len(entry.counts)
+        arrays.append((name + _SUMS, entry.sums if n_matrices > 1 else entry.sums.reshape(-1)))
+        arrays.append((name + _COUNTS, entry.counts.reshape((n_matrices, 1) if n_matrices > 1 else (1,))))
+    return arrays
+
+
+def _metadata(importance: Importance) -> Metadata:
+    return {
+        "general.type": string("imatrix"),
+        "imatrix.datasets": strings(list(importance.datasets)),
+        "imatrix.chunk_count": uint32(importance.chunk_count),
+        "imatrix.chunk_size": uint32(importance.chunk_size),
+    }
+
+
+def _replace_file(path: Path, parts: Sequence[bytes]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,88 @@
+"""A model loaded by llama.cpp: its vocabulary and its tokeniser."""
+
+import ctypes
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma4_quant.errors import RunError, TextError
+from gemma4_quant.model import Model
+from gemma4_quant.runner.library import forget_errors, last_errors, libraries
+from gemma4_quant.source import open_gguf
+
+Tokens = npt.NDArray[np.int32]
+"""(n_tokens,) int32: token ids."""
+
+_MAX_TEXT_BYTES = (1 << 31) - 1  # llama_tokenize takes the length as int32
+
+
+class LoadedModel:
+    """The weights of a GGUF file in llama.cpp's hands, memory-mapped; a context manager.
+
+    path: the file. file: its metadata and tensors. n_vocab: number of tokens. bos: the token that begins a text.
+    add_bos: whether a text begins with it. n_gpu_layers: layers to offload; None for all that fit.
+    """
+
+    def __init__(self, path: Path, *, n_gpu_layers: int | None = None) -> None:
+        """Load a model.
+
+        Raises InputError or GgufError when the file is not a sound GGUF of a Gemma 4 model, RunError with
+        llama.cpp's reason when it does not load.
+        """
+        self.path = path
+        self.file: Model = open_gguf(path)
+        self.n_gpu_layers = n_gpu_layers
+        self._llama: Any = libraries().llama
+        params = self._llama.llama_model_default_params()
+        if n_gpu_layers is not None:
+            params.n_gpu_layers = n_gpu_layers
+        forget_errors()
+        self.handle: Any = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise RunError(f"llama.cpp cannot load {path}: {last_errors()}")
+        self._vocab: Any = self._llama.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
+        self.bos = int(self._llama.llama_vocab_bos(self._vocab))
+        self.add_bos = bool(self._llama.llama_vocab_get_add_bos(self._vocab)) and self.bos >= 0
+
+    def __enter__(self) -> Self:
+        """Return the model."""
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Close the model."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the weights; sessions on them must have been closed."""
+        if self.handle:
+            self._llama.llama_model_free(self.handle)
+            self.handle = None
+
+    def tokenise(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
+        """Return the tokens of a text.
+
+        add_special: begin with BOS where the model wants it. parse_special: read `<bos>` and the like in the text
+        as the tokens they name rather than as letters. Raises TextError when the text is too long for llama.cpp.
+        """
+        raw = text.encode()
+        if len(raw) > _MAX_TEXT_BYTES:
+            raise TextError(f"a text of {len(raw)} bytes is too long for llama.cpp; split it at 2 GiB")
+        tokens = np.empty(len(raw) + 2, np.int32)
+        n_tokens = self._llama.llama_tokenize(
+            self._vocab,
+            raw,
+            len(raw),
+            tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            len(tokens),
+            add_special,
+            parse_special,
+        )
+        if n_tokens < 0:
+            raise RunError(f"llama.cpp makes {-n_tokens} tokens of {len(raw)} bytes of text, more than one a byte")
+        return tokens[:n_tokens].copy()
