@@ -1,10 +1,10 @@
 """Adding up squared activations, compiled: one pass over the inputs of each product."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant.calibration.importance import Entry
+from gemma4_quant.compiled import compiled
 from gemma4_quant.errors import NonFiniteError, RunError, listed
 from gemma4_quant.runner.observer import Product
 
@@ -12,7 +12,7 @@ _FEWEST_INPUTS = 16  # llama-imatrix skips products with fewer inputs (collect_i
 _OUTPUT_WEIGHTS = frozenset({"output.weight", "token_embd.weight"})
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _add_rows(inputs: npt.NDArray[np.float32], sums: npt.NDArray[np.float64]) -> None:
     """Add the squares of inputs (n_rows, n_in) to sums (n_in,)."""
     for i in range(inputs.shape[0]):
@@ -22,14 +22,14 @@ def _add_rows(inputs: npt.NDArray[np.float32], sums: npt.NDArray[np.float64]) ->
             sums[j] += x * x
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _add_routed(
     inputs: npt.NDArray[np.float32],
     experts: npt.NDArray[np.int32],
     sums: npt.NDArray[np.float64],
     counts: npt.NDArray[np.int64],
 ) -> bool:
-    """Add the squares of inputs (n_tokens, n_used or 1, n_in) to their experts; False when an expert does not exist."""
+    """Add the squares of inputs (n_tokens, n_used or 1, n_in) to their experts; False if one does not exist."""
     n_tokens, n_used = experts.shape
     for token in range(n_tokens):
         for choice in range(n_used):

@@ -32,7 +32,7 @@ class UnseenExperts:
 class CalibrationResult:
     """What `calibrate` wrote.
 
-    n_entries: weights with statistics. unseen: experts without; they count as average ones when quantizing.
+    n_tensors: weights with statistics. unseen: experts without; they count as average ones when quantizing.
     device: what ran the model.
     """
 
@@ -41,7 +41,7 @@ class CalibrationResult:
     n_chunks: int
     n_ctx: int
     n_tokens: int
-    n_entries: int
+    n_tensors: int
     unseen: tuple[UnseenExperts, ...]
     device: str
     n_threads: int
@@ -93,7 +93,7 @@ def calibrate(
         n_chunks=len(chunks),
         n_ctx=n_ctx,
         n_tokens=chunks.size,
-        n_entries=len(importance.entries),
+        n_tensors=len(importance.entries),
         unseen=tuple(
             UnseenExperts(name, experts) for name in sorted(importance.names) if (experts := importance.unseen(name))
         ),

@@ -7,12 +7,13 @@ log-probabilities in 16 bits and skips those below e⁻¹⁶, these functions do
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp, sqrt
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from gemma4_quant.compiled import compiled
 from gemma4_quant.errors import NonFiniteError, ShapeError
 
 Logits = npt.NDArray[np.float32]
@@ -29,7 +30,7 @@ _INTEGER_BITS = 6755399441055744.0  # 1.5 · 2⁵²: adding it leaves an integer
 _SMALLEST = -700.0  # e⁻⁷⁰⁰ is still a normal float64
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _exp(x: float) -> float:
     """Return eˣ for x ≤ 0 to about 2e-13 relative, without branches so that loops over it are vectorised.
 
@@ -51,10 +52,10 @@ def _exp(x: float) -> float:
     p = p * r + 1.0
     # The exponent field of 2ⁿ, made without the conversion to int64 that AVX2 lacks.
     exponent = np.int64((np.float64(n + _INTEGER_BITS).view(np.int64) << 52) + (np.int64(1023) << 52))
-    return p * exponent.view(np.float64)
+    return float(p * exponent.view(np.float64))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _argmax(row: Logits) -> int:
     """Return the first index of the largest value, as llama-perplexity picks the top token."""
     best = row[0]
@@ -66,8 +67,7 @@ def _argmax(row: Logits) -> int:
     return at
 
 
-# "reassoc" lets LLVM sum in lanes; the order of float64 additions is all it changes.
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(reorder_sums=True)
 def _sum_exp(row: Logits, top: float) -> float:
     total = 0.0
     for i in range(row.size):
@@ -75,7 +75,7 @@ def _sum_exp(row: Logits, top: float) -> float:
     return total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(reorder_sums=True)
 def _divergence(reference: Logits, candidate: Logits, reference_log_sum: float, candidate_log_sum: float) -> float:
     """Return Σ p·(log p − log q) − p + q: the divergence as a sum of terms that are never negative.
 
@@ -91,23 +91,30 @@ def _divergence(reference: Logits, candidate: Logits, reference_log_sum: float, 
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _log_sum(row: Logits) -> float:
     top = np.float64(row[_argmax(row)])
-    return top + np.log(_sum_exp(row, top))
+    return float(top + np.log(_sum_exp(row, top)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _nll_rows(start: int, stop: int, logits: Logits, targets: Targets, nll: Float64) -> None:
     for i in range(start, stop):
         nll[i] = _log_sum(logits[i]) - np.float64(logits[i, targets[i]])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _comparison_rows(
-    start: int, stop: int, reference: Logits, candidate: Logits, reference_nll: Float64, candidate_nll: Float64, targets: Targets,
-    divergence: Float64, same_top: npt.NDArray[np.bool_],
-) -> None:  # fmt: skip
+    start: int,
+    stop: int,
+    reference: Logits,
+    candidate: Logits,
+    reference_nll: Float64,
+    candidate_nll: Float64,
+    targets: Targets,
+    divergence: Float64,
+    same_top: npt.NDArray[np.bool_],
+) -> None:
     for i in range(start, stop):
         reference_log_sum = reference_nll[i] + np.float64(reference[i, targets[i]])
         candidate_log_sum = candidate_nll[i] + np.float64(candidate[i, targets[i]])
@@ -183,9 +190,7 @@ def joined(parts: list[Comparison]) -> Comparison:
 
 def _check(logits: Logits, targets: Targets) -> None:
     if logits.ndim != 2 or targets.shape != logits.shape[:1] or logits.size == 0:
-        raise ShapeError(
-            f"logits of shape {logits.shape} and targets of shape {targets.shape} do not belong together"
-        )
+        raise ShapeError(f"logits of shape {logits.shape} and targets of shape {targets.shape} do not match")
     if targets.min() < 0 or targets.max() >= logits.shape[1]:
         raise ShapeError(f"a target is outside the vocabulary of {logits.shape[1]} tokens")
 
@@ -206,7 +211,7 @@ def _in_threads(work: Callable[[int, int], None], n_rows: int, n_threads: int) -
         work(0, n_rows)
         return
     with ThreadPoolExecutor(n_slices) as pool:
-        for done in [pool.submit(work, start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]:
+        for done in [pool.submit(work, start, stop) for start, stop in pairwise(bounds)]:
             done.result()
 
 

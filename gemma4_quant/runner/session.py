@@ -21,17 +21,7 @@ logger = logging.getLogger(__name__)
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _CACHE_TYPES = frozenset(
-    {
-        GgmlType.F32,
-        GgmlType.F16,
-        GgmlType.BF16,
-        GgmlType.Q8_0,
-        GgmlType.Q4_0,
-        GgmlType.Q4_1,
-        GgmlType.IQ4_NL,
-        GgmlType.Q5_0,
-        GgmlType.Q5_1,
-    }
+    GgmlType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 )
 
 LOGITS_BYTES = 256 << 20
@@ -70,9 +60,8 @@ class SessionOptions:
             raise RunError(f"n_sequences = {self.n_sequences}: llama.cpp runs at most {_MAX_SEQUENCES}")
         for kind in (self.key_type, self.value_type):
             if kind not in _CACHE_TYPES:
-                raise RunError(
-                    f"{kind.name} is no type of a KV cache; known are {', '.join(sorted(k.name for k in _CACHE_TYPES))}"
-                )
+                known = ", ".join(sorted(known.name for known in _CACHE_TYPES))
+                raise RunError(f"{kind.name} is no type of a KV cache; known are {known}")
 
 
 class Session:
@@ -94,8 +83,8 @@ class Session:
         self._handle: Any = self._llama.llama_init_from_model(model.handle, self._params())
         if not self._handle:
             raise RunError(
-                f"llama.cpp cannot run {model.path} with {options.n_sequences} sequences of {options.n_ctx} positions: "
-                f"{last_errors()}; is there enough memory?"
+                f"llama.cpp cannot run {model.path} with {options.n_sequences} sequences of {options.n_ctx} "
+                f"positions: {last_errors()}; is there enough memory?"
             )
 
     def _params(self) -> Any:
@@ -187,8 +176,8 @@ class Session:
             )
         if tokens.size > options.n_batch or n_outputs > options.n_outputs:
             raise RunError(
-                f"a piece of {tokens.size} tokens with {n_outputs} logits does not fit batches of {options.n_batch} tokens "
-                f"with {options.n_outputs}"
+                f"a piece of {tokens.size} tokens with {n_outputs} logits does not fit batches of "
+                f"{options.n_batch} tokens with {options.n_outputs}"
             )
         if tokens.size == 0 or tokens.min() < 0 or tokens.max() >= self.model.n_vocab:
             raise RunError(f"a piece has no tokens, or some outside 0…{self.model.n_vocab - 1}")
