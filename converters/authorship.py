@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma4_quant.converters.gemma4 import ARCHITECTURE
-
 from gemma4_quant.checkpoint import Checkpoint
+from gemma4_quant.converters.gemma4 import ARCHITECTURE
 from gemma4_quant.errors import CheckpointError
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.json_input import read_bounded

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters.authorship import general_metadata
 from gemma4_quant.converters.chat_templates import template_metadata
 from gemma4_quant.converters.families import Family, find_family
@@ -12,8 +13,6 @@ from gemma4_quant.converters.runnable import check_runnable
 from gemma4_quant.converters.special_tokens import special_metadata, special_texts
 from gemma4_quant.converters.text_config import TextConfig, read_text_config, text_fields
 from gemma4_quant.converters.vocabulary import Vocabulary, read_tokenizer, read_vocabulary, token_metadata
-
-from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.errors import CheckpointError, ConfigError
 from gemma4_quant.ggml import FileType
 from gemma4_quant.json_input import kind_of

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma4_quant.converters.text_config import Defaults
-
 from gemma4_quant.errors import ConfigError
 from gemma4_quant.json_input import kind_of
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from gemma4_quant.converters.places import Drop, Place, Presence
-from gemma4_quant.converters.text_config import TextConfig
 
 from gemma4_quant.arrays import ByteRows
+from gemma4_quant.converters.places import Drop, Place, Presence
+from gemma4_quant.converters.text_config import TextConfig
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metadata import Value, ValueType, boolean, float32, numbers, uint32
 from gemma4_quant.model import ArrayRows, Tensor

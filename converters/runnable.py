@@ -1,7 +1,6 @@
 """Refusal of decoders that llama.cpp would abort on: found before anything is written, with the reason."""
 
 from gemma4_quant.converters.text_config import TextConfig
-
 from gemma4_quant.errors import ConfigError
 
 

@@ -7,6 +7,7 @@ under two seconds for Gemma 4's 262,144 tokens and 514,906 merges.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -141,11 +142,11 @@ def _read_merges(model: Mapping[str, Any]) -> list[str]:
         return []
     if not isinstance(merges, list):
         raise _damaged(f"model.merges is {kind_of(merges)}, not a list")
-    if all(type(merge) is str for merge in merges):
+    if set(map(type, merges)) <= {str}:
         return merges
-    if not all(type(merge) is list and len(merge) == 2 for merge in merges):
+    if set(map(type, merges)) - {list} or set(map(len, merges)) - {2}:
         raise _damaged("model.merges holds something else than pairs of texts")
-    if not all(type(left) is str and type(right) is str for left, right in merges):
+    if set(map(type, chain.from_iterable(merges))) - {str}:
         raise _damaged("model.merges holds something else than pairs of texts")
     return [
         f"{left} {right}" if " " not in left and " " not in right else f"{_unspaced(left)} {_unspaced(right)}"

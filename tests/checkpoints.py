@@ -283,7 +283,7 @@ def random_weights(name: str, shape: tuple[int, ...], seed: int, dtype: str = "B
     raw = np.atleast_1d(stream.random_raw(n_weights)).astype("<u8")
     halves = raw.view("<u2").reshape(n_weights, 4).astype(np.int64)
     bell = (halves.sum(axis=1) - 2 * 65535).astype(np.float64) / 37837.0  # variance of four uniform 16-bit numbers
-    values = 1.0 + bell / 16 if len(shape) == 1 else bell / np.sqrt(shape[-1])
+    values = 1.0 + bell / 16 if len(shape) <= 1 else bell / np.sqrt(shape[-1])
     if dtype == "BF16":
         return to_bfloat16(values.astype("<f4")).tobytes()
     return values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
