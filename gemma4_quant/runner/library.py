@@ -15,7 +15,7 @@ from gemma4_quant.errors import RunError
 logger = logging.getLogger(__name__)
 
 # enum ggml_log_level (ggml.h); CONT goes on with the line before it.
-_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.ERROR, 4: logging.DEBUG}
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUE = 5
 _KEPT_ERRORS = 6
 

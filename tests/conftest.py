@@ -1,0 +1,27 @@
+"""Models that several tests run: the example and a random mixture of experts, converted by the package itself."""
+
+from pathlib import Path
+
+import pytest
+from checkpoints import EXAMPLE, write_checkpoint
+
+from gemma4_quant.conversion import convert
+
+
+@pytest.fixture(scope="session")
+def example_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example checkpoint as a BF16 GGUF file."""
+    return convert(EXAMPLE, outfile=tmp_path_factory.mktemp("gguf") / "example-BF16.gguf", out_type="bf16").path
+
+
+@pytest.fixture(scope="session")
+def example_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example checkpoint as an F32 GGUF file."""
+    return convert(EXAMPLE, outfile=tmp_path_factory.mktemp("gguf") / "example-F32.gguf", out_type="f32").path
+
+
+@pytest.fixture(scope="session")
+def moe_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random mixture of experts as a BF16 GGUF file."""
+    root = tmp_path_factory.mktemp("moe")
+    return convert(write_checkpoint(root / "moe", "moe"), outfile=root / "moe-BF16.gguf", out_type="bf16").path
