@@ -1,0 +1,158 @@
+"""Which type every tensor of a quantized file gets: llama-quantize's mixture and the user's own wishes."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gemma4_quant.errors import InputError, ShapeError
+from gemma4_quant.ggml import FileType, GgmlType, is_quantized, parse_ggml_type
+from gemma4_quant.llama_types import (
+    Category,
+    Mixture,
+    category_of,
+    default_type,
+    fitting_type,
+    is_quantizable,
+    model_facts,
+    needs_importance,
+    visiting_order,
+)
+from gemma4_quant.model import Model, Tensor
+
+
+@dataclass(frozen=True)
+class TensorTypeOverride:
+    """A type for every tensor in whose name `pattern`, a regular expression, is found."""
+
+    pattern: re.Pattern[str]
+    type: GgmlType
+
+    def matches(self, name: str) -> bool:
+        """Tell whether the pattern occurs anywhere in `name`."""
+        return self.pattern.search(name) is not None
+
+
+def parse_tensor_type(text: str) -> TensorTypeOverride:
+    """Read `PATTERN=TYPE` as llama-quantize does: the pattern in lower case, the type in any case.
+
+    Raises InputError when a part is missing or the pattern is no regular expression, UnsupportedTypeError for an
+    unknown type.
+    """
+    pattern, equals, kind = text.partition("=")
+    if not pattern or not equals or not kind:
+        raise InputError(f"{text!r} is not PATTERN=TYPE, such as ffn_down=q6_k")
+    try:
+        compiled = re.compile(pattern.lower())
+    except re.error as error:
+        raise InputError(f"{pattern!r} in {text!r} is not a regular expression: {error}") from error
+    return TensorTypeOverride(compiled, parse_ggml_type(kind))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the types of a file.
+
+    has_importance: the mixture differs a little when importance is known. pure: `file_type`'s own type for every
+    quantized tensor. leave_output_tensor: output.weight stays as it is. output_tensor_type: of output.weight, or of
+    the token embeddings where they are the output matrix too. token_embedding_type: of both embedding tables.
+    tensor_types: the first that matches wins; they act on quantized file types only, as in llama-quantize.
+    """
+
+    file_type: FileType
+    has_importance: bool = False
+    pure: bool = False
+    leave_output_tensor: bool = False
+    output_tensor_type: GgmlType | None = None
+    token_embedding_type: GgmlType | None = None
+    tensor_types: tuple[TensorTypeOverride, ...] = ()
+
+
+class Reason(StrEnum):
+    """Why a tensor has the type it has."""
+
+    KEPT = "not quantized"
+    FILE_TYPE = "file type"
+    MIXTURE = "mixture of the file type"
+    TENSOR_TYPE = "tensor type option"
+    OUTPUT_TENSOR_TYPE = "output tensor type option"
+    TOKEN_EMBEDDING_TYPE = "token embedding type option"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The type of one tensor. wanted: the type before the width of its rows was considered."""
+
+    name: str
+    type: GgmlType
+    wanted: GgmlType
+    reason: Reason
+
+    @property
+    def fallback(self) -> bool:
+        """Tell whether another type stands in because a row is not whole blocks of the wanted one."""
+        return self.type is not self.wanted
+
+
+def choose_types(recipe: Recipe, model: Model) -> list[Choice]:
+    """Choose the type of every tensor as llama-quantize does; returns one choice a tensor, in the model's order.
+
+    One difference: a token embedding type whose blocks do not divide the rows falls back like any other type, where
+    llama-quantize aborts. Raises UnsupportedTypeError for a file type or architecture without a mixture, GgufError
+    for metadata that lack a count, ShapeError when no type fits a tensor.
+    """
+    names = [tensor.name for tensor in model.tensors]
+    facts = model_facts(model.metadata, names)
+    mixture = Mixture(recipe.file_type, facts, has_importance=recipe.has_importance)
+    choices: dict[str, Choice] = {}
+    for tensor in sorted(model.tensors, key=lambda tensor: visiting_order(tensor.name)):
+        wanted, reason = _wanted(recipe, tensor, mixture)
+        choices[tensor.name] = Choice(tensor.name, _fitting(tensor, wanted, reason), wanted, reason)
+    return [choices[name] for name in names]
+
+
+def requires_importance(recipe: Recipe, choices: Iterable[Choice]) -> list[str]:
+    """Return the tensors whose types are garbage without importance; llama-quantize refuses them."""
+    return [
+        choice.name
+        for choice in choices
+        if choice.reason is not Reason.KEPT and needs_importance(recipe.file_type, choice.name, choice.type)
+    ]
+
+
+def _wanted(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType, Reason]:
+    """Return a tensor's type before its width is considered, by falling rank of what may decide it."""
+    left = recipe.leave_output_tensor and category_of(tensor.name) is Category.OUTPUT
+    if left or not is_quantizable(tensor):
+        return tensor.type, Reason.KEPT
+    override = next((option for option in recipe.tensor_types if option.matches(tensor.name)), None)
+    if (asked := _asked_by_table(recipe, tensor.name, override)) is not None:
+        return asked
+    default = default_type(recipe.file_type)
+    if override is not None and is_quantized(default):
+        return override.type, Reason.TENSOR_TYPE
+    if recipe.pure or not is_quantized(default):
+        return default, Reason.FILE_TYPE
+    chosen = mixture.choose(tensor, recipe.output_tensor_type)
+    return chosen, Reason.FILE_TYPE if chosen is default else Reason.MIXTURE
+
+
+def _asked_by_table(recipe: Recipe, name: str, override: TensorTypeOverride | None) -> tuple[GgmlType, Reason] | None:
+    """Return what the options for embeddings and output say of a tensor; None when they are silent."""
+    category = category_of(name)
+    # Of the two embedding tables only the per-layer one can be named apart.
+    named_apart = override is not None and name == "per_layer_token_embd.weight"
+    if recipe.token_embedding_type is not None and category is Category.TOKEN_EMBEDDING and not named_apart:
+        return recipe.token_embedding_type, Reason.TOKEN_EMBEDDING_TYPE
+    if recipe.output_tensor_type is not None and category is Category.OUTPUT:
+        return recipe.output_tensor_type, Reason.OUTPUT_TENSOR_TYPE
+    return None
+
+
+def _fitting(tensor: Tensor, wanted: GgmlType, reason: Reason) -> GgmlType:
+    if reason is Reason.KEPT:
+        return wanted
+    try:
+        return fitting_type(wanted, tensor.n_cols)
+    except ShapeError as error:
+        raise ShapeError(f"{tensor.name}: {error}") from error
