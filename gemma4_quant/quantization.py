@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma4_quant.arrays import Float32Rows
@@ -75,7 +75,7 @@ def quantize(
     cannot be written.
     """
     started = time.monotonic()
-    recipe = recipe or Recipe(file_type)
+    recipe = replace(recipe or Recipe(file_type), has_importance=importance is not None)
     model = open_model(source)
     statistics = None if importance is None else read_importance(importance)
     prepared = quantize_plan(model, recipe, statistics, importance, allow_requantize=allow_requantize)
