@@ -17,8 +17,11 @@ from gemma4_quant.errors import CheckpointError
 from gemma4_quant.json_input import kind_of
 from gemma4_quant.metadata import Value, ValueType, numbers, strings
 
-MAX_TOKENIZER_BYTES = 96 << 20
+MAX_TOKENIZER_BYTES = 64 << 20
 """Gemma 4's tokenizer.json has 32 MB."""
+
+MAX_TOKENS = MAX_MERGES = 1 << 20
+"""Gemma 4 has 262,144 tokens and 514,906 merges."""
 
 SCORE = -1000.0
 """Score of every token: BPE merges carry the order, so llama.cpp's converter writes this one (LlamaHfVocab)."""
@@ -71,6 +74,8 @@ def read_vocabulary(tokenizer: Mapping[str, Any]) -> Vocabulary:
     base = tokenizer["model"].get("vocab")
     if not isinstance(base, dict) or not base:
         raise _damaged("model.vocab is not an object of tokens")
+    if len(base) > MAX_TOKENS:
+        raise _damaged(f"it has {len(base):,} tokens, more than {MAX_TOKENS:,}")
     if set(map(type, base.values())) != {int}:
         raise _damaged("model.vocab holds ids that are not whole numbers")
     added = _read_added(tokenizer.get("added_tokens"), base)
@@ -142,6 +147,8 @@ def _read_merges(model: Mapping[str, Any]) -> list[str]:
         return []
     if not isinstance(merges, list):
         raise _damaged(f"model.merges is {kind_of(merges)}, not a list")
+    if len(merges) > MAX_MERGES:
+        raise _damaged(f"it has {len(merges):,} merges, more than {MAX_MERGES:,}")
     if set(map(type, merges)) <= {str}:
         return merges
     if set(map(type, merges)) - {list} or set(map(len, merges)) - {2}:

@@ -13,7 +13,7 @@ from gemma4_quant.errors import CheckpointError, ConfigError
 MAX_CONFIG_BYTES = 4 << 20
 """Configs of released Gemma 4 checkpoints have a few kB; a chat template in one adds some 20 kB."""
 
-MAX_ENTRIES = 3_000_000
+MAX_ENTRIES = 2_500_000
 """Brackets, braces and commas of one document. Gemma 4's tokenizer.json has about 1.9 million; each can cost some
 70 bytes once parsed, so this bounds the memory."""
 

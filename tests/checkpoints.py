@@ -144,7 +144,7 @@ def write_checkpoint(
     """Write a checkpoint of `kind` (see KINDS) into `directory` and return it.
 
     changes: text hyper-parameters that differ from the kind's; None removes a key. dtype: BF16, F16 or F32, how
-    weights are stored. About 1.6 million weights, 3.3 MB in BF16.
+    weights are stored. Four to seven million weights, 8 to 14 MB in BF16.
     """
     directory.mkdir(parents=True, exist_ok=True)
     text = text_config(kind, changes)

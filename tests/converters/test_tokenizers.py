@@ -106,6 +106,11 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "added token with a list": (lambda t: t["added_tokens"].append({"id": 6, "content": []}), "no content or no id"),
     "merges an object": (lambda t: t["model"].update(merges={}), "not a list"),
     "merges a text": (lambda t: t["model"].update(merges="a b"), "not a list"),
+    "too many merges": (lambda t: t["model"].update(merges=["a b"] * (2**20 + 1)), "1,048,577 merges, more than"),
+    "too many tokens": (
+        lambda t: t["model"].update(vocab={f"{number:x}": number for number in range(2**20 + 1)}),
+        "1,048,577 tokens, more than",
+    ),
     "merges of numbers": (lambda t: t["model"].update(merges=[1, 2]), "pairs of texts"),
     "merges of triples": (lambda t: t["model"].update(merges=[["a", "b", "c"]]), "pairs of texts"),
     "merges of pairs of numbers": (lambda t: t["model"].update(merges=[[1, 2]]), "pairs of texts"),
