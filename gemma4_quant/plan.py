@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gemma4_quant.arrays import Float32Rows
+from gemma4_quant.codecs.lanes import LANES
 from gemma4_quant.ggml import GgmlType, row_bytes
 from gemma4_quant.gguf_header import TensorInfo, align, encode_header
 from gemma4_quant.metadata import Metadata
@@ -13,9 +14,6 @@ from gemma4_quant.model import FileRows, Tensor
 
 TILE_WEIGHTS = 1 << 20
 """Weights in a tile: 4 MB as float32, so that a tile and its output stay near the caches."""
-
-LANES = 64
-"""Encoders work on this many rows at once; tiles of whole multiples waste none."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,10 @@ def make_plan(metadata: Metadata, assignments: Iterable[Assignment]) -> Plan:
 
 
 def tiles_of(planned: PlannedTensor) -> Iterator[Tile]:
-    """Cut a tensor into tiles that never cross from one matrix (expert) into the next."""
+    """Cut a tensor into tiles that never cross from one matrix (expert) into the next.
+
+    Encoders work on LANES rows at once; tiles of whole multiples waste none.
+    """
     tensor = planned.tensor
     rows_per_matrix = tensor.n_rows // tensor.n_matrices
     step = max(LANES, TILE_WEIGHTS // tensor.n_cols // LANES * LANES)

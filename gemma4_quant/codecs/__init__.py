@@ -1,0 +1,64 @@
+"""Encoders and decoders of tensor types, in one table."""
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma4_quant.codecs import floats, k_minimum, k_symmetric, minimum, symmetric
+from gemma4_quant.codecs.base import Codec, Effort
+from gemma4_quant.errors import UnsupportedTypeError
+from gemma4_quant.ggml import GgmlType, block_size
+
+CODECS: dict[GgmlType, Codec] = {
+    **floats.CODECS,
+    **symmetric.CODECS,
+    **minimum.CODECS,
+    **k_symmetric.CODECS,
+    **k_minimum.CODECS,
+}
+
+# The kernel of each type that takes longest to compile.
+_KERNELS: dict[GgmlType, Any] = {
+    GgmlType.BF16: floats._to_bfloat16,
+    **dict.fromkeys(symmetric.CODECS, symmetric._encode),
+    **dict.fromkeys(minimum.CODECS, minimum._encode),
+    **dict.fromkeys(k_symmetric.CODECS, k_symmetric._encode),
+    **dict.fromkeys(k_minimum.CODECS, k_minimum._encode),
+}
+
+_ready: set[GgmlType] = set()
+
+
+def codec_for(kind: GgmlType) -> Codec:
+    """Return the codec of a tensor type; raises UnsupportedTypeError naming the types that have one."""
+    if kind not in CODECS:
+        known = ", ".join(sorted(each.name for each in CODECS))
+        raise UnsupportedTypeError(f"there is no encoder for {kind.name} yet; there are {known}")
+    return CODECS[kind]
+
+
+def kernels_cached(kinds: Iterable[GgmlType]) -> bool:
+    """Tell whether an earlier run left compiled kernels of these types that are newer than their source."""
+    return all(_is_cached(_KERNELS[kind]) for kind in kinds if kind in _KERNELS and kind not in _ready)
+
+
+def _is_cached(kernel: Any) -> bool:
+    source = Path(inspect.getfile(kernel.py_func))
+    index_files = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.py_func.__name__}-*.nbi")
+    return any(index.stat().st_mtime >= source.stat().st_mtime for index in index_files)
+
+
+def compile_kernels(kinds: Iterable[GgmlType]) -> None:
+    """Have the kernels of these types compiled, or loaded from the cache of an earlier run, by running a block."""
+    for kind in kinds:
+        if kind in _ready:
+            continue
+        codec = codec_for(kind)
+        n_columns = block_size(kind).n_weights
+        rows = np.linspace(-1, 1, n_columns, dtype=np.float32)[None]
+        for effort in (Effort.PLAIN, Effort.BALANCED):
+            codec.decode(codec.encode(rows, None, effort), n_columns)
+        _ready.add(kind)
