@@ -7,7 +7,7 @@ from gemma4_quant.benchmark import BenchResult, ModelResult
 from gemma4_quant.metrics import DivergenceSummary, Estimate
 from gemma4_quant.throughput import Speed
 
-_MAX_NAME = 24
+_MAX_NAME = 22
 
 
 @dataclass(frozen=True)
