@@ -1,6 +1,10 @@
 """numba's compiler with a type: what it compiles keeps its signature for mypy."""
 
+import contextlib
+import functools
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numba
@@ -25,6 +29,21 @@ def compiled(*, reorder_sums: bool = False, finite: bool = False) -> Callable[[C
         if finite:
             flags |= {"nnan", "ninf", "nsz", "contract", "arcp"}
         kernel: Callable[P, R] = numba.njit(nogil=True, cache=True, fastmath=flags or False)(function)
+        if hasattr(kernel, "stats"):  # absent when NUMBA_DISABLE_JIT leaves the function as it is
+            _drop_stale(Path(kernel.stats.cache_path), Path(inspect.getfile(function)).parent)
         return kernel
 
     return decorate
+
+
+@functools.cache
+def _drop_stale(cache: Path, sources: Path) -> None:
+    """Forget kernels older than any source in their folder.
+
+    numba only compares a kernel with its own file, but a kernel contains those it calls from the files beside it.
+    """
+    newest = max(source.stat().st_mtime for source in sources.glob("*.py"))
+    for index in cache.glob("*.nbi"):
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if index.stat().st_mtime < newest:
+                index.unlink()

@@ -96,7 +96,7 @@ class Value:
         if kind is ValueType.STRING:
             return _decode_strings(self.data, count)
         numbers = np.frombuffer(self.data, _DTYPES[kind], count)
-        return (numbers != 0).tolist() if kind is ValueType.BOOL else numbers.tolist()
+        return list((numbers != 0).tolist() if kind is ValueType.BOOL else numbers.tolist())
 
 
 def _decode_strings(data: bytes, count: int) -> list[str]:

@@ -86,7 +86,7 @@ class FileRows:
     def read_rows(self, start: int, stop: int) -> ByteRows:
         """Return rows start..stop with one positioned read; see RowSource."""
         rows = np.empty((stop - start, self.row_bytes), np.uint8)
-        self.file.read_into(self.offset + start * self.row_bytes, memoryview(rows).cast("B"))
+        self.file.read_into(self.offset + start * self.row_bytes, rows.data.cast("B"))
         return rows
 
 

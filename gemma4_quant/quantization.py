@@ -9,9 +9,9 @@ from pathlib import Path
 from gemma4_quant.arrays import Float32Rows
 from gemma4_quant.calibration.importance import Importance, read_importance
 from gemma4_quant.codecs.base import Effort
-from gemma4_quant.converters import default_file_name, float_type
+from gemma4_quant.converters import auto_type, default_file_name, float_type
 from gemma4_quant.errors import ImportanceError, UnsupportedTypeError, listed
-from gemma4_quant.ggml import FileType, GgmlType, is_quantized
+from gemma4_quant.ggml import FileType, is_quantized
 from gemma4_quant.metadata import Metadata, Value, string, uint32
 from gemma4_quant.model import Model, Tensor
 from gemma4_quant.plan import Assignment, Plan, make_plan
@@ -128,13 +128,14 @@ def quantize_plan(
 
 
 def as_converted(model: Model) -> Model:
-    """Show a checkpoint's tensors with the types `convert --outtype bf16` would give them; a GGUF stays as it is.
+    """Show a checkpoint's tensors with the types `convert` would give them; a GGUF stays as it is.
 
     llama-quantize keeps small tensors in the type it finds them, so the choice must see norms as F32.
     """
     if not model.path.is_dir():
         return model
-    tensors = [Tensor(t.name, t.shape, float_type(t.name, t.shape, GgmlType.BF16), t.source) for t in model.tensors]
+    kind = auto_type(model)
+    tensors = [Tensor(t.name, t.shape, float_type(t.name, t.shape, kind), t.source) for t in model.tensors]
     return Model(model.path, model.metadata, tensors)
 
 

@@ -136,7 +136,7 @@ def _encode_tiles(
 
     def work(tile: Tile) -> int:
         data = encode_tile(tile, effort)
-        target.write(tile.offset, memoryview(data).cast("B"))
+        target.write(tile.offset, data.data.cast("B"))
         return data.nbytes
 
     under_way: deque[tuple[Tile, Future[int]]] = deque()
@@ -170,19 +170,20 @@ def encode_tile(tile: Tile, effort: Effort) -> ByteRows:
         raise type(error)(f"tensor {tensor.name}, rows {tile.start} to {tile.stop - 1}: {error}") from error
 
 
-# Largest finite magnitude of each float type, as its bits without the sign.
+# For each float type: unsigned integers of its width, all bits but the sign, and the largest finite magnitude.
 _FLOAT_BITS = {
-    GgmlType.F32: (np.uint32, 0x7F7FFFFF),
-    GgmlType.F16: (np.uint16, 0x7BFF),
-    GgmlType.BF16: (np.uint16, 0x7F7F),
+    GgmlType.F32: ("<u4", 0x7FFFFFFF, 0x7F7FFFFF),
+    GgmlType.F16: ("<u2", 0x7FFF, 0x7BFF),
+    GgmlType.BF16: ("<u2", 0x7FFF, 0x7F7F),
 }
 
 
 def _check_finite(stored: ByteRows, kind: GgmlType) -> None:
     if kind not in _FLOAT_BITS:
         return
-    dtype, largest = _FLOAT_BITS[kind]
-    magnitudes = stored.view(dtype) & dtype(np.iinfo(dtype).max >> 1)
+    dtype, mask, largest = _FLOAT_BITS[kind]
+    bits = stored.view(dtype)
+    magnitudes = bits & bits.dtype.type(mask)
     if magnitudes.max() > largest:
         row, column = np.argwhere(magnitudes > largest)[0]
         raise NonFiniteError(

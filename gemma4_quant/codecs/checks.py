@@ -52,7 +52,8 @@ def normalised_importance(importance: Float32Row | None, n_columns: int) -> Floa
     mean = wide.mean()
     if mean == 0:
         return np.ones(n_columns, np.float32)
-    return np.maximum(wide / mean, _LEAST_WEIGHT).astype(np.float32)
+    weights: Float32Row = np.maximum(wide / mean, _LEAST_WEIGHT).astype(np.float32)
+    return weights
 
 
 def empty_blocks(rows: Float32Rows, kind: GgmlType) -> ByteRows:
@@ -61,7 +62,7 @@ def empty_blocks(rows: Float32Rows, kind: GgmlType) -> ByteRows:
 
 
 @compiled()
-def _largest_bits(bits: Array) -> int:
+def _largest_bits(bits: Array) -> np.uint32:
     """Return the largest magnitude among float32 given as uint32 (n_rows, n_cols), as bits; NaN exceeds infinity."""
     largest = np.uint32(0)
     for row in range(bits.shape[0]):

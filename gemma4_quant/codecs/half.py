@@ -4,6 +4,8 @@ Rounding is to nearest, ties to even, as ggml's GGML_FP32_TO_FP16 does. Only int
 are used, so compiler flags of the caller cannot change a result.
 """
 
+from typing import Any
+
 import numpy as np
 
 from gemma4_quant.compiled import compiled
@@ -53,5 +55,5 @@ def rounded_to_half(value: np.float32) -> np.float32:
 def half_step(value: np.float32, steps: int) -> np.float32:
     """Return the float16 that lies `steps` values further from zero than `value`, nearer if steps is negative."""
     bits = np.int64(half_bits(value))
-    magnitude = min(max((bits & 0x7FFF) + steps, 0), 0x7BFF)
+    magnitude: Any = min(max((bits & 0x7FFF) + steps, 0), 0x7BFF)
     return half_value(np.uint16((bits & 0x8000) | magnitude))

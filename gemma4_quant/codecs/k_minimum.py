@@ -321,7 +321,7 @@ def _pack(
             if has_fifth:
                 bits = 0
                 for j in range(_N_SUB):
-                    bits |= np.int64(codes[j * _SUB + i, lane] >> 4) << j
+                    bits |= int(codes[j * _SUB + i, lane] >> 4) << j
                 block[16 + i] = np.uint8(bits)
 
 

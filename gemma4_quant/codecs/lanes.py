@@ -22,6 +22,11 @@ TINY = np.float32(1e-30)
 HUGE = np.float32(3e38)
 """Larger than any error, and finite, as compiled code assumes."""
 
+# Where several scales fit equally well (a constant block), the rounding of the sums must not decide: sub-blocks
+# would settle on different ones, and one super-scale could not serve them all. A scale must win by more.
+LARGER = np.float32(1.0000004)
+NOISE = np.float32(2e-6)
+
 
 @compiled(finite=True)
 def load_tile(rows: Array, first_row: int, n_rows: int, first_column: int, tile: Array) -> None:
@@ -80,7 +85,7 @@ def keep_larger_gain(sum_ll: Array, sum_xl: Array, gain: Array, scale: Array) ->
         divisor = ll if ll > np.float32(0) else np.float32(1)
         a = sum_xl[lane] / divisor
         g = a * sum_xl[lane]
-        better = ll > np.float32(0) and g > gain[lane]
+        better = ll > np.float32(0) and g > gain[lane] * LARGER
         gain[lane] = g if better else gain[lane]
         scale[lane] = a if better else scale[lane]
 
@@ -121,7 +126,7 @@ def scan_scales(
     extremum(tile, top)
     for lane in range(LANES):
         top[lane] = top[lane] if abs(top[lane]) > np.float32(1e-20) else np.float32(1e-20)
-        gain[lane] = np.float32(-1)
+        gain[lane] = np.float32(0)
         scale[lane] = np.float32(0)
     for k in range(n_candidates):
         d = np.float32(first + (last - first) * k / max(1, n_candidates - 1))
@@ -194,7 +199,7 @@ def keep_smaller_error(
         m = np.float32(0) if plain else m
         e = sum_xx[lane] - np.float32(2) * (a * xl - m * sum_x[lane]) + a * a * ll
         e += m * (m * sum_w - np.float32(2) * a * sum_l)
-        better = e < error[lane] and a > np.float32(0)
+        better = e < error[lane] - NOISE * sum_xx[lane] and a > np.float32(0)
         error[lane] = e if better else error[lane]
         scale[lane] = a if better else scale[lane]
         offset[lane] = m if better else offset[lane]

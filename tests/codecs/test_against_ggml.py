@@ -50,7 +50,10 @@ def test_balanced_is_never_worse_than_ggml(kind: GgmlType, name: str, importance
     codec = codec_for(kind)
     ours = codec.decode(codec.encode(rows, importance, Effort.BALANCED), N_COLS)
     theirs = libggml.decode(kind, libggml.encode(kind, rows, importance), N_COLS)
-    assert _error(ours, rows, importance) <= _error(theirs, rows, importance) * (1 + 1e-6)
+    # Many codes fit a constant exactly before the scale is rounded to float16 (relative error up to 2^-12, and twice
+    # that for a product of scales): which of them rounds luckily is chance, and below the noise is as good as equal.
+    noise = 2.0**-20 * _error(np.zeros_like(rows), rows, importance) if name == "constant" else 0.0
+    assert _error(ours, rows, importance) <= _error(theirs, rows, importance) * (1 + 1e-6) + noise
 
 
 @every_block_type

@@ -1,0 +1,50 @@
+"""KL divergence of our quantized files against llama-quantize's, on the example: `python benchmarks/fidelity.py`.
+
+Both quantize the same BF16 file with the same importance file; both are measured on the example's evaluation text
+against its F32 file. Prints a Markdown table.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from llama_quantize import llama_quantize
+
+import gemma4_quant as gq
+from gemma4_quant.writer import default_threads
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
+FILE_TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0")
+
+
+def main() -> None:
+    """Make, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*", default=FILE_TYPES, help="file types [default: all]")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        reference = gq.convert(EXAMPLE, work / "f32.gguf", "f32").path
+        source = gq.convert(EXAMPLE, work / "bf16.gguf", "bf16").path
+        importance = work / "imatrix.gguf"
+        gq.calibrate(source, [EXAMPLE / "calibration.txt"], output=importance)
+        print("| file type | bytes | llama-quantize | ours | ratio |\n|---|---|---|---|---|")
+        for name in arguments.types:
+            file_type = gq.FileType[name.upper()]
+            theirs, ours = work / f"llama-{name}.gguf", work / f"ours-{name}.gguf"
+            llama_quantize(source, theirs, file_type, importance, default_threads())
+            result = gq.quantize(source, ours, file_type, importance=importance)
+            result_kl, their_kl = divergence(ours, reference), divergence(theirs, reference)
+            print(f"| {name} | {result.n_bytes:,} | {their_kl:.6f} | {result_kl:.6f} | {result_kl / their_kl:.3f} |", flush=True)
+
+
+def divergence(model: Path, reference: Path) -> float:
+    """Return the mean KL divergence of `model` from `reference` on the evaluation text."""
+    result = gq.bench([model], reference=reference, text=EXAMPLE / "evaluation.txt", n_prompt=0, n_generate=0)
+    measured = result.models[0].divergence
+    assert measured is not None
+    return measured.mean
+
+
+if __name__ == "__main__":
+    main()
