@@ -7,7 +7,7 @@ import gguf
 import llama_cpp
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma4_quant.errors import ShapeError, UnsupportedTypeError
@@ -77,6 +77,7 @@ def test_alignment_is_the_default_of_the_format() -> None:
     assert ALIGNMENT == gguf.GGUF_DEFAULT_ALIGNMENT
 
 
+@settings(deadline=None)  # the first example loads libggml
 @given(kind=st.sampled_from(GgmlType), n_cols=st.integers(1, 100_000))
 def test_row_bytes_are_those_of_libggml_or_refused(kind: GgmlType, n_cols: int) -> None:
     traits = ggml_traits(kind)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from family_shapes import SHAPES, write_shape
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_quantize import dry_run
 
@@ -128,10 +128,11 @@ def test_every_file_type_is_mixed_as_llama_cpp_does(
 def test_options_act_as_in_llama_cpp(shape: str, options: dict[str, Any], shape_files: dict[str, Path]) -> None:
     texts = options.get("tensor_types", ())
     given_options = {**options, "tensor_types": tuple(parse_tensor_type(text) for text in texts)}
-    for file_type in (FileType.Q4_K_M, FileType.Q5_K_S, FileType.Q2_K_S, FileType.IQ2_M, FileType.BF16):
+    for file_type in (FileType.Q4_K_M, FileType.Q2_K_S, FileType.IQ2_M, FileType.MXFP4_MOE, FileType.BF16):
         assert_as_llama_cpp(Recipe(file_type, **given_options), shape_files[shape])
 
 
+@settings(deadline=None)
 @given(
     file_type=st.sampled_from(MIXABLE),
     shape=st.sampled_from(sorted(SHAPES)),
