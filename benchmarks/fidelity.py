@@ -8,7 +8,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from llama_quantize import llama_quantize
+from ggml_quantizer import llama_quantize
 
 import gemma4_quant as gq
 from gemma4_quant.writer import default_threads
@@ -34,16 +34,18 @@ def main() -> None:
             theirs, ours = work / f"llama-{name}.gguf", work / f"ours-{name}.gguf"
             llama_quantize(source, theirs, file_type, importance, default_threads())
             result = gq.quantize(source, ours, file_type, importance=importance)
-            result_kl, their_kl = divergence(ours, reference), divergence(theirs, reference)
-            print(f"| {name} | {result.n_bytes:,} | {their_kl:.6f} | {result_kl:.6f} | {result_kl / their_kl:.3f} |", flush=True)
+            our_kl, their_kl = divergences([ours, theirs], reference)
+            print(
+                f"| {name} | {result.n_bytes:,} | {their_kl:.6f} | {our_kl:.6f} | {our_kl / their_kl:.3f} |",
+                flush=True,
+            )
 
 
-def divergence(model: Path, reference: Path) -> float:
-    """Return the mean KL divergence of `model` from `reference` on the evaluation text."""
-    result = gq.bench([model], reference=reference, text=EXAMPLE / "evaluation.txt", n_prompt=0, n_generate=0)
-    measured = result.models[0].divergence
-    assert measured is not None
-    return measured.mean
+def divergences(models: list[Path], reference: Path) -> list[float]:
+    """Return the mean KL divergence of each model from `reference` on the evaluation text."""
+    text = EXAMPLE / "evaluation.txt"
+    result = gq.bench(models, reference=reference, text=text, n_prompt=0, n_generate=0)
+    return [measured.score.divergence.mean.value for measured in result.models]
 
 
 if __name__ == "__main__":
