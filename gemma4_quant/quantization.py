@@ -8,9 +8,10 @@ from pathlib import Path
 
 from gemma4_quant.arrays import Float32Rows
 from gemma4_quant.calibration.importance import Importance, read_importance
+from gemma4_quant.codecs import CODECS
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import auto_type, default_file_name, float_type
-from gemma4_quant.errors import ImportanceError, UnsupportedTypeError, listed
+from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeError, listed
 from gemma4_quant.ggml import FileType, is_quantized
 from gemma4_quant.metadata import Metadata, Value, string, uint32
 from gemma4_quant.model import Model, Tensor
@@ -105,16 +106,17 @@ def quantize_plan(
     allow_requantize: bool = False,
 ) -> QuantizePlan:
     """Decide the type of every tensor and lay out the file; reads no weights."""
-    converted = as_converted(model)
-    choices = tuple(choose_types(recipe, converted))
-    if importance is None and (needing := requires_importance(recipe, choices)):
+    if not model.tensors:
+        raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
+    choices = tuple(choose_types(recipe, as_converted(model)))
+    weights = _importance_of(model, importance, importance_path)
+    if needing := [name for name in requires_importance(recipe, choices) if name not in weights]:
         raise ImportanceError(
-            f"{recipe.file_type.name} is garbage without an importance file ({len(needing)} tensors: "
-            f"{listed(needing)}); "
+            f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
             "run calibrate and pass --imatrix"
         )
+    _refuse_missing_encoders(model, recipe, choices)
     _refuse_requantizing(model, choices, allow=allow_requantize)
-    weights = _importance_of(model, importance, importance_path)
     metadata = _metadata(model, recipe.file_type, importance, importance_path)
     plan = make_plan(
         metadata,
@@ -160,6 +162,15 @@ def _importance_of(model: Model, importance: Importance | None, path: Path | Non
             f"{path} is the importance of another model: {offenders}; calibrate this model and use that"
         )
     return weights
+
+
+def _refuse_missing_encoders(model: Model, recipe: Recipe, choices: tuple[Choice, ...]) -> None:
+    changed = {c.type for c, tensor in zip(choices, model.tensors, strict=True) if c.type is not tensor.type}
+    if missing := sorted(kind.name for kind in changed if kind not in CODECS):
+        raise UnsupportedTypeError(
+            f"{recipe.file_type.name} needs {listed(missing)}, for which there is no encoder; "
+            f"there are {', '.join(kind.name for kind in CODECS)}"
+        )
 
 
 def _refuse_requantizing(model: Model, choices: tuple[Choice, ...], *, allow: bool) -> None:

@@ -1,0 +1,125 @@
+"""Quantized files against llama-quantize: types, sizes, divergence (tests/golden), and that they run."""
+
+import json
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from checkpoints import write_checkpoint
+
+import gemma4_quant as gq
+from gemma4_quant.errors import ImportanceError, UnsupportedTypeError
+from gemma4_quant.ggml import FileType
+from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.metadata import get_int, get_string
+
+GOLDEN = Path(__file__).parent / "golden"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
+IMPORTANCE = GOLDEN / "imatrix.gguf"
+FILE_TYPES = ["Q8_0", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"]
+KLD_FILE_TYPES = [name for name in FILE_TYPES if name != "Q5_K_S"]
+"""Those whose divergence after llama-quantize is recorded; Q5_K_S is held to its own sibling."""
+
+
+@pytest.fixture(scope="module")
+def quantized(example_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The example as each file type, with importance."""
+    directory = tmp_path_factory.mktemp("quantized")
+    return {
+        name: gq.quantize(example_bf16, directory / f"{name}.gguf", FileType[name], importance=IMPORTANCE).path
+        for name in FILE_TYPES
+    }
+
+
+@pytest.mark.parametrize("name", FILE_TYPES)
+def test_each_tensor_has_the_type_that_llama_quantize_gives_it(
+    name: str, example_bf16: Path, quantized: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = gq.quantize(example_bf16, tmp_path / "plain.gguf", FileType[name]).path
+    for path, golden in ((plain, "types-plain.json"), (quantized[name], "types-imatrix.json")):
+        expected = json.loads((GOLDEN / golden).read_text())[name]
+        assert {tensor.name: tensor.type.name for tensor in read_gguf(path).tensors} == expected
+
+
+@pytest.mark.parametrize("name", KLD_FILE_TYPES)
+def test_sizes_equal_llama_quantizes_but_for_metadata(name: str, quantized: dict[str, Path]) -> None:
+    expected = json.loads((GOLDEN / "quality.json").read_text())["files"][f"{name}+imatrix"]["bytes"]
+    assert abs(quantized[name].stat().st_size - expected) <= 256
+
+
+def test_metadata_records_type_and_importance(quantized: dict[str, Path], example_bf16: Path) -> None:
+    metadata = read_gguf(quantized["Q4_K_M"]).metadata
+    assert get_int(metadata, "general.file_type") == FileType.Q4_K_M
+    assert get_int(metadata, "general.quantization_version") == 2
+    assert get_string(metadata, "quantize.imatrix.file") == "imatrix.gguf"
+    assert get_string(metadata, "quantize.imatrix.dataset").endswith("calibration.txt")
+    assert get_int(metadata, "quantize.imatrix.entries_count") == 48
+    assert get_int(metadata, "quantize.imatrix.chunks_count") > 200
+    kept = {key: value for key, value in metadata.items() if not key.startswith("quantize.")}
+    assert {**kept, "general.file_type": 0} == {**read_gguf(example_bf16).metadata, "general.file_type": 0}
+
+
+def test_divergence_is_no_larger_than_llama_quantizes(quantized: dict[str, Path], example_f32: Path) -> None:
+    """The gate of the project: at most 1.02 times llama-quantize's mean KL divergence, for every file type."""
+    result = gq.bench(
+        list(quantized.values()), reference=example_f32, text=EXAMPLE / "evaluation.txt", n_prompt=0, n_generate=0
+    )
+    files = json.loads((GOLDEN / "quality.json").read_text())["files"]
+    found = {name: model.score for name, model in zip(quantized, result.models, strict=True)}
+    for name in KLD_FILE_TYPES:
+        expected, score = files[f"{name}+imatrix"], found[name]
+        assert score is not None
+        assert score.divergence is not None
+        assert score.divergence.mean.value <= expected["mean_kld"][0] * 1.02, name
+        assert score.perplexity.value == pytest.approx(expected["ppl"][0], rel=0.003)
+    sibling, small = found["Q5_K_M"], found["Q5_K_S"]
+    assert small is not None
+    assert sibling is not None
+    assert small.divergence is not None
+    assert sibling.divergence is not None
+    assert small.divergence.mean.value <= files["Q5_K_M+imatrix"]["mean_kld"][0] * 1.05
+
+
+def test_a_mixture_of_experts_quantizes_straight_from_a_checkpoint_and_runs(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "moe", kind="moe")
+    original = gq.convert(checkpoint, tmp_path / "moe-F32.gguf", "f32").path
+    path = gq.quantize(checkpoint, tmp_path / "moe-Q4_K_M.gguf", FileType.Q4_K_M).path
+    rows = {tensor.name: tensor.data for tensor in gguf.GGUFReader(original).tensors}
+    for tensor in gguf.GGUFReader(path).tensors:
+        decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
+        wanted = rows[tensor.name].astype(np.float64)
+        error = np.linalg.norm(decoded - wanted) / np.linalg.norm(wanted)
+        assert error < 0.1, tensor.name
+    result = gq.bench([original, path], text=EXAMPLE / "evaluation.txt", n_chunks=4, n_prompt=0, n_generate=0)
+    before, after = (model.score for model in result.models)
+    assert before is not None
+    assert after is not None
+    assert after.perplexity.value == pytest.approx(before.perplexity.value, rel=0.2)
+
+
+def test_importance_with_values_that_are_not_finite_is_refused(example_bf16: Path, tmp_path: Path) -> None:
+    damaged = bytearray(IMPORTANCE.read_bytes())
+    damaged[-64:-60] = struct.pack("<f", np.nan)
+    (tmp_path / "damaged.gguf").write_bytes(damaged)
+    with pytest.raises(ImportanceError):
+        gq.quantize(example_bf16, tmp_path / "out.gguf", importance=tmp_path / "damaged.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(("name", "missing"), [("Q3_K_M", "Q3_K"), ("TQ2_0", "TQ2_0")])
+def test_a_file_type_without_encoder_is_refused_before_work(
+    name: str, missing: str, example_bf16: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedTypeError, match=missing):
+        gq.quantize(example_bf16, tmp_path / "out.gguf", FileType[name])
+    with pytest.raises(ImportanceError, match="importance"):
+        gq.quantize(example_bf16, tmp_path / "out.gguf", FileType.Q2_K_S)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_name_puts_the_new_type_in_place_of_the_old(example_bf16: Path, tmp_path: Path) -> None:
+    source = tmp_path / "model-BF16.gguf"
+    source.write_bytes(example_bf16.read_bytes())
+    assert gq.quantize(source, file_type=FileType.Q8_0).path.name == "model-Q8_0.gguf"
