@@ -7,6 +7,7 @@ import typer
 
 from gemma4_quant.cli.options import Chunks, ContextSize, GgufArgument, GpuLayers, Json, Threads, Verbose
 from gemma4_quant.cli.run import command, emit, set_up_logging, terminal_progress
+from gemma4_quant.errors import listed
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +57,14 @@ def register(app: typer.Typer) -> None:
             parse_special=parse_special,
             progress=terminal_progress(),
         )
-        summary = (
+        lines = [
             f"wrote {result.path}: {result.n_tensors} tensors from {result.n_tokens:,} tokens "
-            f"({result.n_chunks} chunks) in {result.seconds:.1f} s"
-        )
-        emit(result, as_json=json, text=summary)
+            f"({result.n_chunks} chunks) in {result.seconds:.1f} s on {result.device}"
+        ]
+        if result.unseen:
+            n_experts = sum(len(each.experts) for each in result.unseen)
+            lines.append(
+                f"{n_experts} experts saw no token and will count as average ones; more text helps: "
+                + listed(each.name for each in result.unseen)
+            )
+        emit(result, as_json=json, text="\n".join(lines))
