@@ -20,7 +20,6 @@ from gemma4_quant.ggml import FileType, GgmlType, block_size, parse_file_type
 from gemma4_quant.llama_types import fitting_type
 from gemma4_quant.metadata import Value, ValueType, numbers, string, uint32
 from gemma4_quant.model import ArrayRows, Model, Tensor
-from gemma4_quant.plan import Plan
 from gemma4_quant.recipe import (
     Choice,
     Reason,
@@ -276,15 +275,15 @@ def test_a_fitting_type_always_fits(kind: GgmlType, n_cols: int) -> None:
 def test_quantize_tells_the_recipe_about_importance(
     tmp_path: Path, example_bf16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """IQ3_XXS keeps its own type for ffn_down only with importance; the caller's recipe need not mention it."""
-    plans: list[Plan] = []
-    monkeypatch.setattr(quantization, "write_gguf", lambda plan, *_args, **_options: plans.append(plan))
-    quantization.quantize(
-        example_bf16,
-        tmp_path / "out.gguf",
-        recipe=Recipe(FileType.IQ3_XXS),
-        importance=GOLDEN / "imatrix.gguf",
-    )
-    planned = {tensor.tensor.name: tensor.type.name for tensor in plans[0].tensors}
-    assert planned == golden("types-imatrix")["IQ3_XXS"]
-    assert planned["blk.3.ffn_down.weight"] == "IQ3_XXS"
+    """Some choices depend on it (ffn_down of Q4_0); the caller's recipe need not mention it."""
+    seen: list[bool] = []
+
+    def observing(recipe: Recipe, model: Model) -> list[Choice]:
+        seen.append(recipe.has_importance)
+        return choose_types(recipe, model)
+
+    monkeypatch.setattr(quantization, "choose_types", observing)
+    for importance in (GOLDEN / "imatrix.gguf", None):
+        recipe = Recipe(FileType.Q4_0, has_importance=importance is None)
+        quantization.quantize(example_bf16, tmp_path / "out.gguf", recipe=recipe, importance=importance)
+    assert seen == [True, False]
