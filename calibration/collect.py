@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from gemma4_quant.calibration.accumulate import Accumulator
 from gemma4_quant.calibration.importance import Importance, write_importance
-from gemma4_quant.errors import InputError, OutputError
+from gemma4_quant.destination import check_destination
+from gemma4_quant.errors import InputError
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.library import device_text
 from gemma4_quant.runner.session import LOGITS_BYTES, Session, SessionOptions
@@ -72,7 +73,7 @@ def calibrate(
     """
     if not texts:
         raise InputError("no text to calibrate with; give at least one file")
-    _check_output(output, [model, *texts])
+    check_destination(output, [model, *texts])
     progress = progress or SilentProgress()
     with LoadedModel(model, n_gpu_layers=n_gpu_layers) as loaded:
         chunks = _chunks(loaded, texts, n_ctx, n_chunks, parse_special=parse_special)
@@ -102,16 +103,6 @@ def calibrate(
         seconds=seconds,
         tokens_per_second=chunks.size / seconds,
     )
-
-
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Find out before the long run what would stop the writing after it."""
-    if output.is_dir():
-        raise OutputError(f"cannot write {output}: it is a directory; name a file in it")
-    if not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: {output.parent} is not a directory; create it first")
-    if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
-        raise OutputError(f"{output} is read by this calibration and would be overwritten; choose another output")
 
 
 def _chunks(

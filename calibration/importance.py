@@ -4,6 +4,7 @@ For every weight two tensors: `NAME.in_sum2`, sums of squared activations, and `
 were summed (tools/imatrix/imatrix.cpp, save_imatrix; common/imatrix-loader.cpp).
 """
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant.arrays import Float32Rows
-from gemma4_quant.errors import GgufError, ImportanceError, OutputError, listed
+from gemma4_quant.destination import cannot_write, partial_of
+from gemma4_quant.errors import GgufError, ImportanceError, listed
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.gguf_header import TensorInfo, align, encode_header
 from gemma4_quant.gguf_reader import read_gguf
@@ -182,13 +184,16 @@ def _metadata(importance: Importance) -> Metadata:
 
 
 def _replace_file(path: Path, parts: Sequence[bytes]) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         with partial.open("wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import auto_type, default_file_name, float_type, load_model
+from gemma4_quant.destination import cannot_write, input_files
 from gemma4_quant.errors import UnsupportedTypeError
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import uint32
@@ -66,6 +67,7 @@ def convert(
         n_threads=n_threads,
         progress=progress,
         label=f"convert to {kind.name}",
+        inputs=input_files(checkpoint),
     )
     return ConvertResult(
         path=output,
@@ -88,7 +90,11 @@ def convert_plan(model: Model, kind: GgmlType) -> Plan:
 
 
 def _output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: GgmlType) -> Path:
-    if outfile is None or outfile.is_dir():
+    try:
+        is_directory = outfile is None or outfile.is_dir()
+    except OSError as error:  # a name too long for the file system
+        raise cannot_write(Path(str(outfile)), error) from error
+    if outfile is None or is_directory:
         return (outfile or checkpoint) / default_file_name(model.metadata, kind)
     ftype = kind.name.lower()
     name = outfile.name

@@ -96,7 +96,7 @@ def _text(metadata: Metadata, key: str) -> str:
 def _file_type(metadata: Metadata) -> str | None:
     value = metadata.get("general.file_type")
     number = None if value is None else value.decode()
-    return FileType(number).name if number in set(FileType) else None
+    return FileType(number).name if isinstance(number, int) and number in set(FileType) else None
 
 
 def _shortened(value: Value) -> Any:

@@ -7,15 +7,17 @@ then one line for each tensor whose bytes are on disk.
 import os
 from pathlib import Path
 
+from gemma4_quant.destination import journal_of, partial_of
+
 
 class Journal:
     """Progress of one output file on disk."""
 
-    def __init__(self, partial: Path, digest: str) -> None:
-        """Take up the journal beside `partial` if it belongs to the same plan, else begin a new one."""
-        self._path = partial.with_name(partial.name + ".journal")
+    def __init__(self, output: Path, digest: str) -> None:
+        """Take up the journal of `output` if it belongs to the same plan, else begin a new one."""
+        self._path = journal_of(output)
         self._digest = digest
-        self.done = self._read() if partial.exists() else frozenset()
+        self.done = self._read() if partial_of(output).exists() else frozenset()
 
     @property
     def resumes(self) -> bool:

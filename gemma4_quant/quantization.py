@@ -11,6 +11,7 @@ from gemma4_quant.calibration.importance import Importance, read_importance
 from gemma4_quant.codecs import CODECS
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import auto_type, default_file_name, float_type
+from gemma4_quant.destination import input_files
 from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeError, listed
 from gemma4_quant.ggml import FileType, is_quantized
 from gemma4_quant.metadata import Metadata, Value, string, uint32
@@ -83,7 +84,15 @@ def quantize(
     plan = prepared.plan
     target = output or _default_output(source, model, recipe.file_type)
     name = recipe.file_type.name
-    write_gguf(plan, target, effort=effort, n_threads=n_threads, progress=progress, label=f"quantize to {name}")
+    write_gguf(
+        plan,
+        target,
+        effort=effort,
+        n_threads=n_threads,
+        progress=progress,
+        label=f"quantize to {name}",
+        inputs=[*input_files(source), *([importance] if importance else [])],
+    )
     return QuantizeResult(
         path=target,
         file_type=name.lower(),
@@ -155,7 +164,8 @@ def _importance_of(model: Model, importance: Importance | None, path: Path | Non
             weights[tensor.name] = rows
         else:
             wrong.append(f"{tensor.name} ({rows.shape} for {(tensor.n_matrices, tensor.n_cols)})")
-    strangers = [name for name in importance.names if name not in {tensor.name for tensor in model.tensors}]
+    known = {tensor.name for tensor in model.tensors}
+    strangers = [name for name in importance.names if name not in known]
     if wrong or strangers or not weights:
         offenders = listed(wrong or strangers) or "it shares no tensor"
         raise ImportanceError(
@@ -194,7 +204,7 @@ def _metadata(model: Model, file_type: FileType, importance: Importance | None, 
     metadata["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
     metadata["general.file_type"] = uint32(file_type)
     if importance is not None:
-        metadata["quantize.imatrix.file"] = string(path.name if path else "")
+        metadata["quantize.imatrix.file"] = string(path.name.encode(errors="replace").decode() if path else "")
         if importance.datasets:
             metadata["quantize.imatrix.dataset"] = string(importance.datasets[0])
         metadata["quantize.imatrix.entries_count"] = uint32(len(importance.names))

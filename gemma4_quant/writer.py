@@ -8,23 +8,26 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from gemma4_quant import __version__
 from gemma4_quant.arrays import ByteRows
-from gemma4_quant.codecs import codec_for, compile_kernels, kernels_cached
+from gemma4_quant.codecs import ENCODERS_REVISION, codec_for, compile_kernels, kernels_cached
 from gemma4_quant.codecs.base import Effort
+from gemma4_quant.destination import cannot_write, check_destination, partial_of
 from gemma4_quant.errors import Gemma4QuantError, NonFiniteError, OutputError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.journal import Journal
+from gemma4_quant.model import FileRows
 from gemma4_quant.plan import Plan, PlannedTensor, Tile, tiles_of
 from gemma4_quant.progress import Progress, SilentProgress
 
 _SYNC_EVERY_S = 5.0
-"""How much work a crash of the machine may cost; a killed process loses only the tensor it was in."""
+"""How much work a crash or kill may cost; an interrupt (SIGINT) loses only the tensors it was in."""
 
 
 def default_threads() -> int:
@@ -42,24 +45,27 @@ def write_gguf(
     n_threads: int | None = None,
     progress: Progress | None = None,
     label: str = "write",
+    inputs: Sequence[Path] = (),
 ) -> None:
     """Write the file of `plan` to `output`; it appears whole or not at all.
 
     Bytes do not depend on `n_threads`. An interrupted run leaves `output`.partial and goes on from there when called
-    again with the same plan. Raises OutputError (no space, no permission) and what sources and codecs raise; then
-    nothing is left, except after a full disk, where the partial file waits for space.
+    again with the same plan. inputs: further files that must not be overwritten. Raises OutputError (no space, no
+    permission) and what sources and codecs raise; then nothing is left, except after a full disk, where the partial
+    file waits for space.
     """
-    partial = output.with_name(output.name + ".partial")
-    digest = hashlib.sha256(f"{plan.digest} {effort.value}".encode()).hexdigest()
-    journal = Journal(partial, digest)
-    _check_destination(plan, output, partial)
+    check_destination(output, [*inputs, *_source_files(plan)])
+    partial = partial_of(output)
+    digest = hashlib.sha256(f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION}".encode()).hexdigest()
+    journal = Journal(output, digest)
+    _check_space(plan, output)
     progress = progress or SilentProgress()
     _compile(plan, progress)
     try:
         target = _OutputFile(partial, plan.n_bytes, keep=journal.resumes)
         journal.begin()
     except OSError as error:
-        raise _output_error(error, output) from error
+        raise cannot_write(output, error) from error
     try:
         target.write(0, plan.header)
         _write_tensors(plan, target, journal, effort, n_threads or default_threads(), progress, label)
@@ -81,7 +87,7 @@ def write_gguf(
         journal.remove()
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _output_error(error, output) from error
+            raise cannot_write(output, error) from error
         raise
 
 
@@ -224,16 +230,13 @@ class _OutputFile:
         self._file.close()
 
 
-def _check_destination(plan: Plan, output: Path, partial: Path) -> None:
-    if output.is_dir():
-        raise OutputError(f"{output} is a directory; name a file in it")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent} does not exist; create it or choose another place for {output.name}")
-    for planned in plan.tensors:
-        file = getattr(planned.tensor.source, "file", None)
-        if file is not None and output.exists() and os.path.samefile(output, file.path):
-            raise OutputError(f"{output} is also the source; choose another name for the output")
-    present = _allocated_bytes(partial)
+def _source_files(plan: Plan) -> set[Path]:
+    sources = (planned.tensor.source for planned in plan.tensors)
+    return {source.file.path for source in sources if isinstance(source, FileRows)}
+
+
+def _check_space(plan: Plan, output: Path) -> None:
+    present = _allocated_bytes(partial_of(output))
     free = shutil.disk_usage(output.parent).free
     if plan.n_bytes - present > free:
         raise OutputError(
@@ -257,7 +260,3 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _output_error(error: OSError, output: Path) -> OutputError:
-    return OutputError(f"cannot write {output}: {error.strerror or error}")

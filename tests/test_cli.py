@@ -1,6 +1,7 @@
 """The commands as a person meets them: right use, wrong use, and what is left behind."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from typer.testing import CliRunner, Result
 from gemma4_quant.cli.app import app
 from gemma4_quant.cli.quantize import Target, parse_target
 from gemma4_quant.ggml import FileType
+from gemma4_quant.gguf_header import encode_header
+from gemma4_quant.metadata import ValueType, float32, numbers, string
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 COMMANDS = ("convert", "calibrate", "quantize", "bench", "inspect")
@@ -219,6 +222,44 @@ def test_a_text_too_short_is_refused(tmp_path: Path, example_bf16: Path) -> None
     short.write_text("")
     assert "short.txt" in failure("calibrate", example_bf16, "-f", short, "-o", tmp_path / "i.gguf")
     assert files_in(tmp_path) == {"short.txt"}
+
+
+def test_no_input_is_ever_overwritten(checkpoint: Path, tmp_path: Path, example_bf16: Path) -> None:
+    source, importance = tmp_path / "m.gguf.partial", tmp_path / "i.gguf"
+    shutil.copyfile(example_bf16, source)
+    shutil.copyfile(Path(__file__).parent / "golden" / "imatrix.gguf", importance)
+    text = tmp_path / "t.gguf.partial"
+    shutil.copyfile(EXAMPLE / "calibration.txt", text)
+    before = {path: path.read_bytes() for path in (source, importance, text, checkpoint / "tokenizer.json")}
+    for arguments in (
+        ("quantize", source, tmp_path / "m.gguf", "q8_0"),
+        ("quantize", source, importance, "q8_0", "--imatrix", importance),
+        ("convert", checkpoint, "--outfile", checkpoint / "tokenizer.json"),
+        ("calibrate", source, "-f", text, "-o", tmp_path / "t.gguf"),
+    ):
+        assert "overwrite" in failure(*arguments)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_outputs_that_are_no_plain_files_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "regular file" in failure("convert", EXAMPLE, "--outfile", tmp_path / "pipe")
+    assert "cannot write" in failure("convert", EXAMPLE, "--outfile", tmp_path / ("n" * 400))
+    assert files_in(tmp_path) == {"pipe"}
+
+
+def test_inspect_survives_odd_metadata(tmp_path: Path) -> None:
+    metadata = {
+        "general.architecture": string("gemma4"),
+        "general.file_type": numbers(ValueType.INT32, [1, 2]),
+        "x.nan": float32(math.nan),
+        "x.escape": string("\x1b[31mred"),
+    }
+    (tmp_path / "odd.gguf").write_bytes(encode_header(metadata, []))
+    seen = json.loads(run("inspect", tmp_path / "odd.gguf", "--json").stdout)
+    assert seen["metadata"]["x.nan"] is None
+    assert seen["file_type"] is None
+    assert "\x1b" not in run("inspect", tmp_path / "odd.gguf").stdout
 
 
 def test_a_quantized_source_is_not_quantized_again_unasked(tmp_path: Path) -> None:

@@ -43,8 +43,3 @@ calibrate.register(app)
 quantize.register(app)
 bench.register(app)
 inspect.register(app)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

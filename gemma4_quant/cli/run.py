@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import io
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any, ParamSpec
 import typer
 
 from gemma4_quant.cli.progress import BarProgress, LineProgress
-from gemma4_quant.errors import Gemma4QuantError
+from gemma4_quant.errors import Gemma4QuantError, OutputError
 from gemma4_quant.progress import Progress
 
 EXIT_FAILURE = 1
@@ -37,7 +39,7 @@ def command(app: typer.Typer, *, examples: list[str]) -> Callable[[Callable[P, N
             except MemoryError:
                 fail("not enough memory; close other programs or use fewer threads (-t)", EXIT_FAILURE)
             except KeyboardInterrupt:
-                fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+                fail("interrupted", EXIT_INTERRUPTED)
 
         app.command(epilog=epilog, no_args_is_help=True)(guarded)
         return guarded
@@ -54,12 +56,9 @@ def fail(message: str, code: int) -> None:
 
 def set_up_logging(*, verbose: bool) -> None:
     """Send the library's warnings (and, if `verbose`, its notes) to stderr."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="gemma4-quant: %(levelname)s: %(message)s",
-        level=logging.INFO if verbose else logging.WARNING,
-    )
-    for level in (logging.INFO, logging.WARNING, logging.ERROR):
+    logging.basicConfig(stream=sys.stderr, format="gemma4-quant: %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("gemma4_quant").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
 
 
@@ -71,12 +70,29 @@ def terminal_progress() -> Progress:
 def emit(result: Any, *, as_json: bool, text: str) -> None:
     """Print a result on stdout: a JSON object for programs, or `text` for people."""
     if as_json:
-        text = json.dumps(dataclasses.asdict(result), default=_plain, indent=2, allow_nan=False)
+        text = json.dumps(_finite(dataclasses.asdict(result)), default=_plain, indent=2, allow_nan=False)
+    else:
+        text = "\n".join(printable(line) for line in text.split("\n"))
+    if sys.stdout is None:  # closed by the caller, who does not want it
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has enough
+    except OSError as error:
+        raise OutputError(f"cannot write the result: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON cannot say, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object) -> object:

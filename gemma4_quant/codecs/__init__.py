@@ -29,6 +29,9 @@ _KERNELS: dict[GgmlType, Any] = {
     **dict.fromkeys(k_minimum.CODECS, k_minimum._encode),
 }
 
+ENCODERS_REVISION = 1
+"""To be raised with every change of an encoder's bytes, so that no interrupted file is finished by another one."""
+
 _ready: set[GgmlType] = set()
 
 
