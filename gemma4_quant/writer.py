@@ -57,13 +57,12 @@ def write_gguf(
     check_destination(output, [*inputs, *_source_files(plan)])
     partial = partial_of(output)
     digest = hashlib.sha256(f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION}".encode()).hexdigest()
-    journal = Journal(output, digest)
     _check_space(plan, output)
     progress = progress or SilentProgress()
     _compile(plan, progress)
     try:
-        target = _OutputFile(partial, plan.n_bytes, keep=journal.resumes)
-        journal.begin()
+        journal = Journal(output, digest)
+        target = _open_partial(partial, plan.n_bytes, journal)
     except OSError as error:
         raise cannot_write(output, error) from error
     try:
@@ -88,6 +87,14 @@ def write_gguf(
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise cannot_write(output, error) from error
+        raise
+
+
+def _open_partial(partial: Path, n_bytes: int, journal: Journal) -> "_OutputFile":
+    try:
+        return _OutputFile(partial, n_bytes, keep=journal.resumes)
+    except OSError:
+        journal.remove()
         raise
 
 
@@ -116,8 +123,8 @@ def _write_tensors(
     progress.start(label, sum(planned.n_bytes for planned in plan.tensors), "B")
     unsynced: list[str] = []
     synced_at = time.monotonic()
-    todo = [planned for planned in plan.tensors if planned.tensor.name not in journal.done]
-    progress.advance(sum(p.n_bytes for p in plan.tensors if p.tensor.name in journal.done))
+    todo = [planned for planned in plan.tensors if not journal.has(planned.tensor.name)]
+    progress.advance(sum(p.n_bytes for p in plan.tensors if journal.has(p.tensor.name)))
     try:
         for tile, n_bytes in _encode_tiles(todo, target, effort, n_threads):
             progress.advance(n_bytes)

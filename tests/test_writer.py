@@ -14,6 +14,7 @@ from gemma4_quant.codecs.base import Effort
 from gemma4_quant.errors import NonFiniteError, OutputError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.journal import Journal
 from gemma4_quant.metadata import string
 from gemma4_quant.model import ArrayRows, DataFile, FileRows, Tensor
 from gemma4_quant.plan import Assignment, Plan, make_plan, tiles_of
@@ -138,6 +139,14 @@ def test_a_partial_file_of_another_plan_is_not_reused(tensors: list[Tensor], tmp
         read_gguf(output).tensors[0].source.read_rows(0, 5).view("<f4").tobytes()
         == float_rows(tensors[0])[:5].tobytes()
     )
+
+
+def test_two_runs_do_not_write_the_same_output(tensors: list[Tensor], tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.gguf", "another run")
+    with pytest.raises(OutputError, match="another run"):
+        write_gguf(plan_for(tensors, GgmlType.F32), tmp_path / "out.gguf")
+    journal.remove()
+    write_gguf(plan_for(tensors, GgmlType.F32), tmp_path / "out.gguf")
 
 
 def test_too_little_space_is_noticed_before_anything_is_written(
