@@ -121,6 +121,7 @@ def test_usage_errors_exit_with_2(tmp_path: Path) -> None:
     assert run("quantize", EXAMPLE, tmp_path / "out.gguf").exit_code == 2
     assert run("quantize", EXAMPLE, "--type", "q4_k_m", "--effort", "much").exit_code == 2
     assert run("convert", EXAMPLE, "--no-such-option").exit_code == 2
+    assert run("convert", EXAMPLE, "--outtype", "q4_k_m").exit_code == 2
 
 
 def test_missing_files_are_named(tmp_path: Path, example_bf16: Path) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gemma4_quant.errors import RunError, TextError
 from gemma4_quant.model import Model
 from gemma4_quant.runner.library import forget_errors, last_errors, libraries
+from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.source import open_gguf
 
 Tokens = npt.NDArray[np.int32]
@@ -34,6 +35,7 @@ class LoadedModel:
         """
         self.path = path
         self.file: Model = open_gguf(path)
+        refuse_what_aborts(self.file)
         self.n_gpu_layers = n_gpu_layers
         self._llama: Any = libraries().llama
         params = self._llama.llama_model_default_params()
