@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
         set_up_logging(verbose=verbose)
         if outtype.lower() not in conversion.OUT_TYPES:
             raise typer.BadParameter(
-                f"it is one of {', '.join(conversion.OUT_TYPES)}, not {outtype!r}; for other types run quantize"
+                f"{outtype!r} is not an --outtype ({', '.join(conversion.OUT_TYPES)}); for other types run quantize"
             )
         result = conversion.convert(
             checkpoint,
