@@ -1,0 +1,104 @@
+"""Refusing metadata on which llama.cpp aborts, taking the process along, instead of returning an error.
+
+The limits are those of its assertions, and of exceptions that it does not catch: llama-model.cpp,
+llama-vocab.cpp, models/gemma4.cpp and ggml.c of llama.cpp.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+
+from gemma4_quant.errors import GgufError
+from gemma4_quant.metadata import Metadata, Value, ValueType, get_int, get_string
+from gemma4_quant.model import Model
+
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (llama-hparams.h)
+_TOKENS = "tokenizer.ggml.tokens"
+
+
+def refuse_what_aborts(model: Model) -> None:
+    """Raise GgufError, naming file and key, for metadata that llama.cpp would abort on; absent keys pass."""
+    try:
+        prefix = get_string(model.metadata, "general.architecture")
+        _check_layers(model.metadata, prefix)
+        _check_epsilon(model.metadata, f"{prefix}.attention.layer_norm_rms_epsilon")
+        for suffix in ("", "_swa"):
+            rope, key = f"{prefix}.rope.dimension_count{suffix}", f"{prefix}.attention.key_length{suffix}"
+            _check_rope(model.metadata, rope, key)
+        _check_vocabulary(model.metadata)
+    except GgufError as error:
+        raise GgufError(f"{model.path}: {error}; llama.cpp cannot load this file, convert the model again") from error
+
+
+def _check_layers(metadata: Metadata, prefix: str) -> None:
+    key = f"{prefix}.block_count"
+    if key not in metadata:
+        return
+    n_layers = get_int(metadata, key)
+    if not 1 <= n_layers <= _MAX_LAYERS:
+        raise GgufError(f"{key} is {n_layers}, not 1 to {_MAX_LAYERS}")
+    # llama_model::create_memory asserts it for gemma4, not for assistants, which may share all of their layers.
+    if prefix != "gemma4":
+        return
+    shared_key = f"{prefix}.attention.shared_kv_layers"
+    n_shared = get_int(metadata, shared_key, 0)
+    if n_shared > n_layers - 2:
+        raise GgufError(f"{shared_key} is {n_shared} and {key} {n_layers}; two layers must have their own KV cache")
+
+
+def _check_epsilon(metadata: Metadata, key: str) -> None:
+    if key not in metadata:
+        return
+    epsilon = metadata[key].decode()
+    if not isinstance(epsilon, float) or not math.isfinite(epsilon) or epsilon < 0:
+        raise GgufError(f"{key} is {epsilon}, not a non-negative number")
+
+
+def _check_rope(metadata: Metadata, rope_key: str, length_key: str) -> None:
+    if rope_key not in metadata:
+        return
+    n_rotated = get_int(metadata, rope_key)
+    if n_rotated % 2:
+        raise GgufError(f"{rope_key} is {n_rotated}, not even")
+    length = get_int(metadata, length_key, n_rotated)
+    if n_rotated > length:
+        raise GgufError(f"{rope_key} is {n_rotated}, more than {length_key}, {length}")
+
+
+def _check_vocabulary(metadata: Metadata) -> None:
+    if _TOKENS not in metadata:
+        return
+    tokens = metadata[_TOKENS]
+    if tokens.item is not ValueType.STRING:
+        raise GgufError(f"{_TOKENS} is {tokens.describe_type()}, not an array of strings")
+    _check_texts(tokens)
+    for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
+        if key in metadata and metadata[key].count != tokens.count:
+            raise GgufError(f"{key} is {metadata[key].describe_type()}, for {tokens.count} tokens")
+    for key in metadata:
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            token = get_int(metadata, key)
+            if not 0 <= token < tokens.count:
+                raise GgufError(f"{key} is {token}, outside the {tokens.count} tokens")
+
+
+def _check_texts(tokens: Value) -> None:
+    seen: set[str] = set()
+    for i, raw in enumerate(_string_bytes(tokens)):
+        try:
+            # llama.cpp gives tokens without text such a name.
+            text = raw.decode() or f"[EMPTY_{i}]"
+        except UnicodeDecodeError as error:
+            raise GgufError(f"{_TOKENS}[{i}] is not UTF-8 text") from error
+        if text in seen:
+            raise GgufError(f"{_TOKENS}[{i}], {text!r}, occurs twice")
+        seen.add(text)
+
+
+def _string_bytes(value: Value) -> Iterator[bytes]:
+    length_at = struct.Struct("<Q").unpack_from
+    at = 0
+    for _ in range(value.count):
+        (length,) = length_at(value.data, at)
+        yield value.data[at + 8 : at + 8 + length]
+        at += 8 + length
