@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gemma4_quant.errors import RunError
 from gemma4_quant.ggml import GgmlType
+from gemma4_quant.runner.interrupts import deferred_interrupt
 from gemma4_quant.runner.library import forget_errors, last_errors, libraries, n_cores
 from gemma4_quant.runner.observer import Callback, Observer
 from gemma4_quant.runner.weights import LoadedModel, Tokens
@@ -80,7 +81,13 @@ class Session:
         self._llama: Any = libraries().llama
         self._callback = None if observer is None else Callback(observer)
         forget_errors()
-        self._handle: Any = self._llama.llama_init_from_model(model.handle, self._params())
+        self._handle: Any = None
+        try:
+            with deferred_interrupt():
+                self._handle = self._llama.llama_init_from_model(model.handle, self._params())
+        except KeyboardInterrupt:
+            self.close()
+            raise
         if not self._handle:
             raise RunError(
                 f"llama.cpp cannot run {model.path} with {options.n_sequences} sequences of {options.n_ctx} "
@@ -156,8 +163,9 @@ class Session:
     def run(self, batch: "Batch") -> None:
         """Evaluate a batch and wait until it is done; raises RunError when llama.cpp fails."""
         forget_errors()
-        code = self._llama.llama_decode(self._handle, batch.struct)
-        self._llama.llama_synchronize(self._handle)
+        with deferred_interrupt():
+            code = self._llama.llama_decode(self._handle, batch.struct)
+            self._llama.llama_synchronize(self._handle)
         if self._callback is not None:
             self._callback.raise_failure()
         if code != 0:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gemma4_quant.errors import RunError, TextError
 from gemma4_quant.model import Model
+from gemma4_quant.runner.interrupts import deferred_interrupt
 from gemma4_quant.runner.library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.source import open_gguf
@@ -42,7 +43,13 @@ class LoadedModel:
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
         forget_errors()
-        self.handle: Any = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        self.handle: Any = None
+        try:
+            with deferred_interrupt():
+                self.handle = self._llama.llama_model_load_from_file(str(path).encode(), params)
+        except KeyboardInterrupt:
+            self.close()
+            raise
         if not self.handle:
             raise RunError(f"llama.cpp cannot load {path}: {last_errors()}")
         self._vocab: Any = self._llama.llama_model_get_vocab(self.handle)
