@@ -1,6 +1,7 @@
 """A model loaded by llama.cpp: its vocabulary and its tokeniser."""
 
 import ctypes
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,7 +47,7 @@ class LoadedModel:
         self.handle: Any = None
         try:
             with deferred_interrupt():
-                self.handle = self._llama.llama_model_load_from_file(str(path).encode(), params)
+                self.handle = self._llama.llama_model_load_from_file(os.fsencode(path), params)
         except KeyboardInterrupt:
             self.close()
             raise
