@@ -11,12 +11,14 @@ from statistics import mean, stdev
 import numpy as np
 
 from gemma4_quant.errors import InputError
+from gemma4_quant.metadata import get_int, get_string
 from gemma4_quant.progress import Progress
 from gemma4_quant.runner.session import Batch, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 
 _BATCH_TOKENS = 2048  # llama-bench -b
 _MICRO_BATCH_TOKENS = 512  # llama-bench -ub
+_MAX_TOKENS = 1 << 20  # for models that do not name their context length; four times that of any Gemma 4
 _SEED = 42
 
 
@@ -45,10 +47,14 @@ def measure_speed(
 ) -> tuple[Speed | None, Speed | None]:
     """Measure prompt and generation speed on random tokens; a test of 0 tokens is left out (None).
 
-    Raises InputError for impossible counts, RunError when the model fails.
+    Raises InputError for impossible counts and for tests longer than the model's context, RunError when the model
+    fails.
     """
     if n_prompt < 0 or n_generate < 0 or repetitions < 1:
         raise InputError("speed tests need non-negative token counts and at least one repetition")
+    longest, limit = max(n_prompt, n_generate), _longest_test(model)
+    if longest > limit:
+        raise InputError(f"a speed test of {longest} tokens is too long for {model.path}; at most {limit} fit")
     runs = (repetitions + 1) * (bool(n_prompt) + bool(n_generate))
     progress.start("measure speed", runs, "run")
     try:
@@ -57,6 +63,12 @@ def measure_speed(
     finally:
         progress.finish()
     return prompt, generation
+
+
+def _longest_test(model: LoadedModel) -> int:
+    metadata = model.file.metadata
+    architecture = get_string(metadata, "general.architecture")
+    return min(get_int(metadata, f"{architecture}.context_length", _MAX_TOKENS), _MAX_TOKENS)
 
 
 def _measure_prompt(
