@@ -123,9 +123,9 @@ def test_what_cannot_work_fails_before_the_run_and_leaves_no_file(example_bf16, 
         calibrate(example_bf16, [], output=output)
     with pytest.raises(GgufError, match="not a GGUF"):
         calibrate(short, [TEXT], output=output)
-    with pytest.raises(OutputError, match="not a directory"):
+    with pytest.raises(OutputError, match="does not exist"):
         calibrate(example_bf16, [TEXT], output=tmp_path / "no" / "imatrix.gguf")
-    with pytest.raises(OutputError, match="would be overwritten"):
+    with pytest.raises(OutputError, match="would overwrite"):
         calibrate(example_bf16, [short], output=short)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["binary.txt", "short.txt"]
 
