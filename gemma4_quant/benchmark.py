@@ -8,7 +8,7 @@ from pathlib import Path
 from gemma4_quant.errors import InputError
 from gemma4_quant.evaluation import EvaluationOptions, Score, evaluate, refuse_other_vocabularies
 from gemma4_quant.progress import Progress, SilentProgress
-from gemma4_quant.runner.library import device_text, n_cores, versions
+from gemma4_quant.runner.llama_library import device_text, n_cores, versions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.throughput import Speed, measure_speed
 

@@ -26,7 +26,7 @@ from gemma4_quant.metrics import (
     summarise,
 )
 from gemma4_quant.progress import Progress
-from gemma4_quant.runner.library import n_cores
+from gemma4_quant.runner.llama_library import n_cores
 from gemma4_quant.runner.session import LOGITS_BYTES, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.text import Chunks, chunk_text

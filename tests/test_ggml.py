@@ -21,7 +21,7 @@ from gemma4_quant.ggml import (
     parse_ggml_type,
     row_bytes,
 )
-from gemma4_quant.runner.library import libraries
+from gemma4_quant.runner.llama_library import libraries
 
 
 class _TypeTraits(ctypes.Structure):

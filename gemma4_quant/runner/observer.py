@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.runner.library import libraries
+from gemma4_quant.runner.llama_library import libraries
 from gemma4_quant.runner.tensors import GgmlTensor, OpCodes, checked_op_codes, read_tensor, tensor_at
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gemma4_quant.errors import RunError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.runner.interrupts import deferred_interrupt
-from gemma4_quant.runner.library import forget_errors, last_errors, libraries, n_cores
+from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries, n_cores
 from gemma4_quant.runner.observer import Callback, Observer
 from gemma4_quant.runner.weights import LoadedModel, Tokens
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gemma4_quant.errors import RunError
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.runner.library import Libraries, libraries
+from gemma4_quant.runner.llama_library import Libraries, libraries
 
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_SOURCES = 10  # GGML_MAX_SRC

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gemma4_quant.errors import RunError, TextError
 from gemma4_quant.model import Model
 from gemma4_quant.runner.interrupts import deferred_interrupt
-from gemma4_quant.runner.library import forget_errors, last_errors, libraries
+from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.source import open_gguf
 
