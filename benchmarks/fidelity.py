@@ -11,7 +11,7 @@ from pathlib import Path
 from ggml_quantizer import llama_quantize
 
 import gemma4_quant as gq
-from gemma4_quant.writer import default_threads
+from gemma4_quant.cores import n_cores
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 FILE_TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0")
@@ -32,7 +32,7 @@ def main() -> None:
         for name in arguments.types:
             file_type = gq.FileType[name.upper()]
             theirs, ours = work / f"llama-{name}.gguf", work / f"ours-{name}.gguf"
-            llama_quantize(source, theirs, file_type, importance, default_threads())
+            llama_quantize(source, theirs, file_type, importance, n_cores())
             result = gq.quantize(source, ours, file_type, importance=importance)
             our_kl, their_kl = divergences([ours, theirs], reference)
             print(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import InputError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metrics import (
@@ -26,7 +27,6 @@ from gemma4_quant.metrics import (
     summarise,
 )
 from gemma4_quant.progress import Progress
-from gemma4_quant.runner.llama_library import n_cores
 from gemma4_quant.runner.session import LOGITS_BYTES, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.text import Chunks, chunk_text

@@ -18,6 +18,7 @@ from gemma4_quant import __version__
 from gemma4_quant.arrays import ByteRows
 from gemma4_quant.codecs import ENCODERS_REVISION, codec_for, compile_kernels, kernels_cached
 from gemma4_quant.codecs.base import Effort
+from gemma4_quant.cores import n_cores
 from gemma4_quant.destination import cannot_write, check_destination, partial_of
 from gemma4_quant.errors import Gemma4QuantError, NonFiniteError, OutputError
 from gemma4_quant.ggml import GgmlType
@@ -28,13 +29,6 @@ from gemma4_quant.progress import Progress, SilentProgress
 
 _SYNC_EVERY_S = 5.0
 """How much work a crash or kill may cost; an interrupt (SIGINT) loses only the tensors it was in."""
-
-
-def default_threads() -> int:
-    """Return the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def write_gguf(
@@ -67,7 +61,7 @@ def write_gguf(
         raise cannot_write(output, error) from error
     try:
         target.write(0, plan.header)
-        _write_tensors(plan, target, journal, effort, n_threads or default_threads(), progress, label)
+        _write_tensors(plan, target, journal, effort, n_threads or n_cores(), progress, label)
         target.finish()
         os.replace(partial, output)
         _sync_directory(output.parent)

@@ -168,13 +168,6 @@ def device_text(n_gpu_layers: int | None) -> str:
     )
 
 
-def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def versions() -> dict[str, str]:
     """Return the versions of llama-cpp-python and of the features its ggml was built with."""
     import llama_cpp

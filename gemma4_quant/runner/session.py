@@ -9,10 +9,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import RunError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.runner.interrupts import deferred_interrupt
-from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries, n_cores
+from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.observer import Callback, Observer
 from gemma4_quant.runner.weights import LoadedModel, Tokens
 
