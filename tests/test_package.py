@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 IMPORT_EVERYTHING = """
 import sys
@@ -37,15 +36,6 @@ def test_help_loads_nothing_heavy() -> None:
         f"import sys\nimport gemma4_quant.cli.app\nprint([name for name in {HEAVY!r} if name in sys.modules])"
     )
     assert loaded.strip() == "[]"
-
-
-def test_help_answers_in_under_0_3_s() -> None:
-    durations = []
-    for _ in range(5):
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-m", "gemma4_quant", "--help"], capture_output=True, check=True)
-        durations.append(time.monotonic() - started)
-    assert min(durations) < 0.3
 
 
 def test_the_python_functions_stay_functions_after_use() -> None:
