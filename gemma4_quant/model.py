@@ -30,6 +30,16 @@ class RowSource(Protocol):
         """
         ...
 
+    @property
+    def identity(self) -> bytes:
+        """Return bytes that change whenever the rows do, cheap to make: no weight of a file is read for it."""
+        ...
+
+    @property
+    def files(self) -> tuple["DataFile", ...]:
+        """Return the files that the rows come from; empty for rows made in memory."""
+        ...
+
 
 class DataFile:
     """A file opened once for positioned reads from any thread; closed with the last tensor that uses it.
@@ -89,6 +99,17 @@ class FileRows:
         self.file.read_into(self.offset + start * self.row_bytes, rows.data.cast("B"))
         return rows
 
+    @property
+    def identity(self) -> bytes:
+        """Return path, size, time of change and position; see RowSource."""
+        file = self.file
+        return f"{file.path.resolve()} {file.n_bytes} {file.modified_ns} {self.offset}".encode(errors="replace")
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """Return the one file; see RowSource."""
+        return (self.file,)
+
 
 @dataclass(frozen=True)
 class ArrayRows:
@@ -102,6 +123,16 @@ class ArrayRows:
     def read_rows(self, start: int, stop: int) -> ByteRows:
         """Return rows start..stop; see RowSource."""
         return self._rows[start:stop]
+
+    @property
+    def identity(self) -> bytes:
+        """Return the rows themselves, which are small; see RowSource."""
+        return self._rows.tobytes()
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """Return no file; see RowSource."""
+        return ()
 
     @cached_property
     def _rows(self) -> ByteRows:

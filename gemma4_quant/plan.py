@@ -10,7 +10,7 @@ from gemma4_quant.codecs.lanes import LANES
 from gemma4_quant.ggml import GgmlType, row_bytes
 from gemma4_quant.gguf_header import TensorInfo, align, encode_header
 from gemma4_quant.metadata import Metadata
-from gemma4_quant.model import FileRows, Tensor
+from gemma4_quant.model import Tensor
 
 TILE_WEIGHTS = 1 << 20
 """Weights in a tile: 4 MB as float32, so that a tile and its output stay near the caches."""
@@ -59,12 +59,7 @@ class Plan:
         """SHA-256 of everything that decides the output's bytes, but for the encoders' own version and effort."""
         state = hashlib.sha256(self.header)
         for planned in self.tensors:
-            source = planned.tensor.source
-            if isinstance(source, FileRows):
-                file = source.file
-                state.update(f"{file.path.resolve()} {file.n_bytes} {file.modified_ns} {source.offset}".encode())
-            else:
-                state.update(source.read_rows(0, planned.tensor.n_rows).tobytes())
+            state.update(planned.tensor.source.identity)
             if planned.importance is not None:
                 state.update(planned.importance.tobytes())
         return state.hexdigest()

@@ -23,7 +23,6 @@ from gemma4_quant.destination import cannot_write, check_destination, partial_of
 from gemma4_quant.errors import Gemma4QuantError, NonFiniteError, OutputError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.journal import Journal
-from gemma4_quant.model import FileRows
 from gemma4_quant.plan import Plan, PlannedTensor, Tile, tiles_of
 from gemma4_quant.progress import Progress, SilentProgress
 
@@ -232,8 +231,7 @@ class _OutputFile:
 
 
 def _source_files(plan: Plan) -> set[Path]:
-    sources = (planned.tensor.source for planned in plan.tensors)
-    return {source.file.path for source in sources if isinstance(source, FileRows)}
+    return {file.path for planned in plan.tensors for file in planned.tensor.source.files}
 
 
 def _check_space(plan: Plan, output: Path) -> None:
