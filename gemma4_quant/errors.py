@@ -39,6 +39,10 @@ class TextError(InputError):
     """A text is missing, empty or too short."""
 
 
+class ChatTemplateError(InputError):
+    """A chat template is damaged, takes too much time or memory, or refuses a conversation."""
+
+
 class UnsupportedTypeError(Gemma4QuantError):
     """A GGML type or file type is unknown, or has no encoder."""
 
