@@ -81,17 +81,26 @@ def read_vocabulary(tokenizer: Mapping[str, Any]) -> Vocabulary:
     added = _read_added(tokenizer.get("added_tokens"), base)
     appended = {text: number for text, number in added.items() if text not in base}
     n_tokens = len(base) + len(appended)
-    texts: list[str | None] = [None] * n_tokens
-    for ids in (base, appended):
-        for text, number in ids.items():
-            if not 0 <= number < n_tokens or texts[number] is not None:
-                problem = "appears twice" if 0 <= number < n_tokens else f"is outside 0..{n_tokens - 1}"
-                raise _damaged(f"the id {str(number)[:40]} of token {text[:80]!r} {problem}")
-            texts[number] = text
+    numbered = {**base, **appended}
+    _check_ids(numbered)
+    texts = [""] * n_tokens  # every id is in range and none twice, so none is left out
+    for text, number in numbered.items():
+        texts[number] = text
     if any(number < len(base) for number in appended.values()):
         raise _damaged("an added token has an id between those of model.vocab")
-    # every id is in range and none twice, so none is left out
-    return Vocabulary([text or "" for text in texts], len(base), added, _read_merges(tokenizer["model"]))
+    return Vocabulary(texts, len(base), added, _read_merges(tokenizer["model"]))
+
+
+def _check_ids(ids: Mapping[str, int]) -> None:
+    n_tokens = len(ids)
+    if len(set(ids.values())) == n_tokens and min(ids.values()) >= 0 and max(ids.values()) < n_tokens:
+        return
+    seen: set[int] = set()
+    for text, number in ids.items():
+        if not 0 <= number < n_tokens or number in seen:
+            problem = "appears twice" if number in seen else f"is outside 0..{n_tokens - 1}"
+            raise _damaged(f"the id {str(number)[:40]} of token {text[:80]!r} {problem}")
+        seen.add(number)
 
 
 def token_metadata(vocabulary: Vocabulary, specials: frozenset[str]) -> dict[str, Value]:
@@ -111,10 +120,10 @@ def token_metadata(vocabulary: Vocabulary, specials: frozenset[str]) -> dict[str
 def _token_types(vocabulary: Vocabulary, specials: frozenset[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
     types = np.full(len(vocabulary.texts), NORMAL, np.int32)
     types[vocabulary.n_base :] = USER_DEFINED
-    ids = {text: number for number, text in enumerate(vocabulary.texts) if text in specials or text in VISIBLE}
-    for text, number in ids.items():
-        if text in specials:
-            types[number] = CONTROL
+    wanted = specials.union(VISIBLE)
+    ids = {text: number for number, text in enumerate(vocabulary.texts) if text in wanted}
+    for text in specials & ids.keys():
+        types[ids[text]] = CONTROL
     for number, text in enumerate(vocabulary.texts[: vocabulary.n_base]):
         if text.startswith("<0x") and _BYTE_TOKEN.fullmatch(text):
             types[number] = BYTE
@@ -155,10 +164,10 @@ def _read_merges(model: Mapping[str, Any]) -> list[str]:
         raise _damaged("model.merges holds something else than pairs of texts")
     if set(map(type, chain.from_iterable(merges))) - {str}:
         raise _damaged("model.merges holds something else than pairs of texts")
-    return [
-        f"{left} {right}" if " " not in left and " " not in right else f"{_unspaced(left)} {_unspaced(right)}"
-        for left, right in merges
-    ]
+    joined = list(map(" ".join, merges))
+    if "\0".join(joined).count(" ") == len(joined):  # the usual case, found out in one pass
+        return joined
+    return [f"{_unspaced(left)} {_unspaced(right)}" for left, right in merges]
 
 
 def _unspaced(part: str) -> str:
