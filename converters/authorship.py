@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from gemma4_quant.checkpoint import Checkpoint
-from gemma4_quant.converters.gemma4 import ARCHITECTURE
 from gemma4_quant.errors import CheckpointError
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.json_input import read_bounded
@@ -60,11 +59,13 @@ _MAKERS: Mapping[ValueType, Callable[[Any], Value]] = {
 }
 
 
-def general_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor], model_name: str | None) -> dict[str, Value]:
+def general_metadata(
+    checkpoint: Checkpoint, tensors: Sequence[Tensor], model_name: str | None, architecture: str
+) -> dict[str, Value]:
     """Return the `general.*` keys up to the file type, in the order of llama.cpp's converter.
 
-    model_name: replaces the guessed name. Raises CheckpointError when the model card or generation_config.json
-    holds something that cannot be written.
+    model_name: replaces the guessed name. architecture: `general.architecture`. Raises CheckpointError when the model
+    card or generation_config.json holds something that cannot be written.
     """
     import gguf
 
@@ -78,7 +79,7 @@ def general_metadata(checkpoint: Checkpoint, tensors: Sequence[Tensor], model_na
         known.name = model_name or known.name or directory.name
         if known.size_label is None and total > 0:
             known.size_label = gguf.size_label(total, shared, expert, n_experts)
-        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        writer = gguf.GGUFWriter(None, architecture)
         writer.add_type("model")
         known.set_gguf_meta_model(writer)
         return {key: _value(entry) for key, entry in writer.kv_data[0].items()}

@@ -5,13 +5,13 @@ from pathlib import Path
 from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters.authorship import general_metadata
 from gemma4_quant.converters.chat_templates import template_metadata
-from gemma4_quant.converters.families import Family, find_family
+from gemma4_quant.converters.decoders import read_decoder
+from gemma4_quant.converters.families import Family
 from gemma4_quant.converters.float_types import auto_type
-from gemma4_quant.converters.gemma4 import DROPS, hyper_parameters, rope_frequencies, tensor_places
+from gemma4_quant.converters.gemma4 import rope_frequencies
 from gemma4_quant.converters.places import place_tensors
-from gemma4_quant.converters.runnable import check_runnable
 from gemma4_quant.converters.special_tokens import special_metadata, special_texts
-from gemma4_quant.converters.text_config import TextConfig, read_text_config, text_fields
+from gemma4_quant.converters.text_config import TextConfig
 from gemma4_quant.converters.vocabulary import Vocabulary, read_tokenizer, read_vocabulary, token_metadata
 from gemma4_quant.errors import CheckpointError, ConfigError
 from gemma4_quant.ggml import FileType
@@ -29,7 +29,7 @@ def load_model(directory: Path, *, model_name: str | None = None) -> Model:
 
 
 def convert_checkpoint(checkpoint: Checkpoint, *, model_name: str | None = None) -> Model:
-    """Give the tensors and settings of a Gemma 4 text decoder their GGUF names; no weight is read.
+    """Give the tensors and settings of a Gemma 4 text decoder or drafter their GGUF names; no weight is read.
 
     model_name: `general.name`, guessed from model card and directory when None.
     Tensors keep the types they are stored in, and `general.file_type` is the one they have; who writes another type
@@ -37,19 +37,18 @@ def convert_checkpoint(checkpoint: Checkpoint, *, model_name: str | None = None)
     UnmappedTensorsError listing tensors without a place and missing ones, CheckpointError for wrong shapes or a
     tokenizer that does not fit.
     """
-    family = find_family(checkpoint.config)
-    config = read_text_config(text_fields(checkpoint.config), family.defaults)
-    check_runnable(config)
+    decoder = read_decoder(checkpoint.config)
     tokenizer = read_tokenizer(checkpoint)
     vocabulary = read_vocabulary(tokenizer)
-    _check_vocabulary_size(len(vocabulary.texts), config)
-    placed = place_tensors(checkpoint.tensors, tensor_places(config, len(vocabulary.texts)), DROPS)
-    tensors = [rope_frequencies(config), *placed]
+    n_tokens = len(vocabulary.texts)
+    _check_vocabulary_size(n_tokens, decoder.config)
+    placed = place_tensors(checkpoint.tensors, decoder.places(n_tokens), decoder.drops, decoder.architecture)
+    tensors = [rope_frequencies(decoder.config), *placed]
     file_type = FileType[auto_type(Model(checkpoint.directory, {}, placed)).name]
     metadata = {
-        **general_metadata(checkpoint, tensors, model_name),
-        **hyper_parameters(config, uint32(file_type)),
-        **_suppressed_tokens(checkpoint, family, len(vocabulary.texts)),
+        **general_metadata(checkpoint, tensors, model_name, decoder.architecture),
+        **decoder.metadata(uint32(file_type)),
+        **_suppressed_tokens(checkpoint, decoder.family, n_tokens),
         "general.quantization_version": uint32(QUANTIZATION_VERSION),
         **_tokenizer_metadata(checkpoint, tokenizer, vocabulary),
     }

@@ -1,7 +1,7 @@
 """Which class names in config.json this package converts, and how each differs from the common Gemma 4 decoder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gemma4_quant.converters.text_config import Defaults
@@ -11,10 +11,15 @@ from gemma4_quant.json_input import kind_of
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint. has_suppressed_tokens: generation_config.json may name tokens never to produce."""
+    """One kind of checkpoint.
+
+    has_suppressed_tokens: generation_config.json may name tokens never to produce. backbone_width: for drafters, how
+    wide the target model is when the config does not say; None for models that stand alone.
+    """
 
     defaults: Defaults
     has_suppressed_tokens: bool = False
+    backbone_width: int | None = None
 
 
 GEMMA4 = Family(Defaults())
@@ -22,11 +27,17 @@ GEMMA4 = Family(Defaults())
 # The unified config classes have no per-layer embeddings, and a longer context and window by default.
 UNIFIED = Family(Defaults(context_length=262_144, window=1024, per_layer_width=0), has_suppressed_tokens=True)
 
+# Widths of the default targets, E2B and 12B.
+DRAFTER = Family(Defaults(per_layer_width=0, shares_all_layers=True), backbone_width=1536)
+UNIFIED_DRAFTER = Family(replace(UNIFIED.defaults, shares_all_layers=True), backbone_width=3840)
+
 FAMILIES: Mapping[str, Family] = {
     "Gemma4ForCausalLM": GEMMA4,
     "Gemma4ForConditionalGeneration": GEMMA4,
     "Gemma4UnifiedForCausalLM": UNIFIED,
     "Gemma4UnifiedForConditionalGeneration": UNIFIED,
+    "Gemma4AssistantForCausalLM": DRAFTER,
+    "Gemma4UnifiedAssistantForCausalLM": UNIFIED_DRAFTER,
 }
 """Names that `architectures` may hold."""
 
@@ -35,6 +46,8 @@ _MODEL_TYPES: Mapping[str, Family] = {
     "gemma4_text": GEMMA4,
     "gemma4_unified": UNIFIED,
     "gemma4_unified_text": UNIFIED,
+    "gemma4_assistant": DRAFTER,
+    "gemma4_unified_assistant": UNIFIED_DRAFTER,
 }
 """Names of `model_type`, for configs saved without `architectures`."""
 

@@ -126,7 +126,7 @@ def tensor_places(config: TextConfig, n_tokens: int) -> Iterator[Place]:
 
 
 def _layer_places(config: TextConfig, number: int) -> Iterator[Place]:
-    layer = _layer(config, number)
+    layer = layer_sizes(config, number)
     for group, presence in _layer_groups(config, number):
         for name, (gguf, shape) in group.items():
             yield Place(f"layers.{number}.{name}", f"blk.{number}.{gguf}", shape(layer), presence)
@@ -145,7 +145,8 @@ def _layer_groups(config: TextConfig, number: int) -> Iterator[tuple[dict[str, t
         yield EXPERTS, Presence.REQUIRED
 
 
-def _layer(config: TextConfig, number: int) -> Layer:
+def layer_sizes(config: TextConfig, number: int) -> Layer:
+    """Return the sizes of layer `number`."""
     head_width = config.head_width(number)
     return Layer(
         hidden=config.hidden,
@@ -172,8 +173,11 @@ def rope_frequencies(config: TextConfig) -> Tensor:
     return Tensor("rope_freqs.weight", (n_pairs,), GgmlType.F32, ArrayRows(load))
 
 
-def hyper_parameters(config: TextConfig, file_type: Value) -> dict[str, Value]:
-    """Return the metadata of the decoder in the order of llama.cpp's converter; `file_type` stands among it."""
+def hyper_parameters(config: TextConfig, file_type: Value, architecture: str) -> dict[str, Value]:
+    """Return the metadata of the decoder in the order of llama.cpp's converter; `file_type` stands among it.
+
+    architecture: the prefix of its keys.
+    """
     values: dict[str, Value | None] = {
         "block_count": uint32(config.n_layers),
         "context_length": uint32(config.context_length),
@@ -202,7 +206,7 @@ def hyper_parameters(config: TextConfig, file_type: Value) -> dict[str, Value]:
         "rope.dimension_count_swa": uint32(config.head_width_local),
     }
     return {
-        "general.file_type" if key == "file_type" else f"{ARCHITECTURE}.{key}": value
+        "general.file_type" if key == "file_type" else f"{architecture}.{key}": value
         for key, value in values.items()
         if value is not None
     }

@@ -50,8 +50,12 @@ class Drop:
     reason: str
 
 
-def place_tensors(stored: Mapping[str, StoredTensor], places: Iterable[Place], drops: Sequence[Drop]) -> list[Tensor]:
+def place_tensors(
+    stored: Mapping[str, StoredTensor], places: Iterable[Place], drops: Sequence[Drop], architecture: str
+) -> list[Tensor]:
     """Give every checkpoint tensor its place, in checkpoint order.
+
+    architecture: what the GGUF is of, for messages.
 
     Raises UnmappedTensorsError listing all tensors without a place and all places without a tensor, CheckpointError
     listing all tensors of a wrong shape or of a dtype that is not F32, F16 or BF16.
@@ -70,7 +74,7 @@ def place_tensors(stored: Mapping[str, StoredTensor], places: Iterable[Place], d
             found[name] = tensor
     _log_dropped(dropped)
     required = (place.name for place in table.values() if place.presence is Presence.REQUIRED)
-    _check_complete(unknown, [name for name in required if name not in found])
+    _check_complete(unknown, [name for name in required if name not in found], architecture)
     _check_contents(found, table)
     return [_placed(tensor, table[name]) for name, tensor in found.items()]
 
@@ -85,10 +89,12 @@ def _log_dropped(dropped: list[tuple[str, str]]) -> None:
         logger.info("left out %d tensors (%s): %s", len(names), reason, listed(names, 3))
 
 
-def _check_complete(unknown: list[str], missing: list[str]) -> None:
+def _check_complete(unknown: list[str], missing: list[str], architecture: str) -> None:
     problems = []
     if unknown:
-        problems.append(f"{len(unknown)} tensors have no place in a gemma4 GGUF: {listed(unknown, len(unknown))}")
+        problems.append(
+            f"{len(unknown)} tensors have no place in a {architecture} GGUF: {listed(unknown, len(unknown))}"
+        )
     if missing:
         problems.append(
             f"{len(missing)} tensors that config.json calls for are missing: {listed(missing, len(missing))}"

@@ -1,24 +1,32 @@
 """Refusal of decoders that llama.cpp would abort on: found before anything is written, with the reason."""
 
+from gemma4_quant.converters.drafter import drafter_problems
 from gemma4_quant.converters.text_config import TextConfig
 from gemma4_quant.errors import ConfigError
 
 
-def check_runnable(config: TextConfig) -> None:
+def check_runnable(config: TextConfig, backbone_width: int | None = None) -> None:
     """Raise ConfigError naming every property of `config` that llama.cpp cannot run.
+
+    backbone_width: the width of the target of a drafter, None for other models.
 
     Sources: llama-model.cpp (create_memory's layer reuse for LLM_ARCH_GEMMA4, load_hparams' expert checks),
     llama-graph.cpp and ggml.c (ggml_rope takes whole pairs, attention whole groups of heads).
     """
-    problems = [*_layout_problems(config), *_attention_problems(config), *_expert_problems(config)]
+    layout = _layout_problems(config) if backbone_width is None else drafter_problems(config, backbone_width)
+    problems = [*_locality_problems(config), *layout, *_attention_problems(config), *_expert_problems(config)]
     if problems:
         raise ConfigError("config.json describes a model that llama.cpp cannot run: " + "; ".join(problems))
 
 
+def _locality_problems(config: TextConfig) -> list[str]:
+    if any(config.is_local):
+        return []
+    return ["no layer has sliding-window attention, llama.cpp needs at least one"]
+
+
 def _layout_problems(config: TextConfig) -> list[str]:
     problems = []
-    if not any(config.is_local):
-        problems.append("no layer has sliding-window attention, llama.cpp needs at least one")
     if config.first_kv_shared < 2:
         problems.append(
             f"{config.n_kv_shared} of {config.n_layers} layers share keys and values, "

@@ -26,11 +26,15 @@ _MAX_SIZE = 2**24  # keeps every product of two sizes far from overflow
 
 @dataclass(frozen=True)
 class Defaults:
-    """Where the configs of the family differ when a key is missing."""
+    """Where the configs of the family differ when a key is missing.
+
+    shares_all_layers: every layer uses keys and values from elsewhere, unless the config says how many do.
+    """
 
     context_length: int = 131_072
     window: int = 512
     per_layer_width: int = 256
+    shares_all_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
         is_local=is_local,
         # transformers halves the window of bidirectional models and doubles it again when it writes the config
         window=window // 2 * 2 if is_bidirectional else window,
-        n_kv_shared=fields.integer("num_kv_shared_layers", 0, low=0, high=n_layers),
+        n_kv_shared=_read_shared_layers(fields, n_layers, defaults),
         has_k_as_v=has_k_as_v,
         is_causal=fields.flag("is_causal", True) and not is_bidirectional,
         rope_base_local=rope_local,
@@ -138,7 +142,7 @@ def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
         logit_softcap=fields.number("final_logit_softcapping") if "final_logit_softcapping" in fields else None,
         vocabulary=fields.integer("vocab_size", 262_144, high=_MAX_SIZE),
         per_layer_width=_read_per_layer_width(fields, defaults),
-        per_layer_vocabulary=fields.integer("vocab_size_per_layer_input", 262_144, high=_MAX_SIZE),
+        per_layer_vocabulary=fields.integer("vocab_size_per_layer_input", 262_144, low=0, high=_MAX_SIZE),
         is_moe=is_moe,
         n_experts=_expert_integer(fields, "num_experts", is_moe, MAX_EXPERTS),
         n_experts_used=_expert_integer(fields, "top_k_experts", is_moe, MAX_EXPERTS),
@@ -149,6 +153,11 @@ def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
 
 def _expert_integer(fields: Fields, key: str, is_needed: bool, high: int) -> int | None:
     return fields.integer(key, high=high) if is_needed else fields.optional_integer(key, high=high)
+
+
+def _read_shared_layers(fields: Fields, n_layers: int, defaults: Defaults) -> int:
+    n_shared = fields.integer("num_kv_shared_layers", 0, low=0, high=n_layers)
+    return n_layers if defaults.shares_all_layers and n_shared == 0 else n_shared
 
 
 def _read_per_layer_width(fields: Fields, defaults: Defaults) -> int:

@@ -18,11 +18,16 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 
 KINDS = ("dense", "moe", "e", "unified")
 
+DRAFTERS = ("assistant", "unified_assistant")
+"""Kinds that draft for a target whose hidden states are 256 wide, as those of KINDS are."""
+
 DIRECTORY_NAMES = {
     "dense": "gemma-4-tiny-dense",
     "moe": "Gemma-4-1M-A1M-it",
     "e": "tiny_e",
     "unified": "gemma-4-unified-it",
+    "assistant": "gemma-4-tiny-it-assistant",
+    "unified_assistant": "unified-drafter",
 }
 """Names of the directories that the recorded facts were made in; llama.cpp guesses `general.name` from them."""
 
@@ -59,6 +64,29 @@ _COMMON: dict[str, Any] = {
 }
 
 _PER_LAYER = {layer: {"head_dim": 128, "num_key_value_heads": 1} for layer in ("2", "5")}
+
+_DRAFTER_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "layer_types": [LOCAL, LOCAL, LOCAL, GLOBAL],
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 4,
+}
+
+_DRAFTER: dict[str, dict[str, Any]] = {
+    "assistant": {
+        "architectures": ["Gemma4AssistantForCausalLM"],
+        "model_type": "gemma4_assistant",
+        "centroid_intermediate_top_k": 4,
+        "num_centroids": 32,
+        "use_ordered_embeddings": True,
+    },
+    "unified_assistant": {
+        "architectures": ["Gemma4UnifiedAssistantForCausalLM"],
+        "model_type": "gemma4_unified_assistant",
+        "use_ordered_embeddings": False,
+    },
+}
 
 # Each kind is written in another of the forms that configs have had.
 _TEXT: dict[str, dict[str, Any]] = {
@@ -100,6 +128,22 @@ _TEXT: dict[str, dict[str, Any]] = {
         "model_type": "gemma4_unified_text",
         "per_layer_config": _PER_LAYER,
     },
+    "assistant": {  # of E2B; with centroids
+        **_DRAFTER_SIZES,
+        "enable_moe_block": False,
+        "global_head_dim": 128,
+        "hidden_size_per_layer_input": 0,
+        "model_type": "gemma4_text",
+        "num_key_value_heads": 1,
+        "use_double_wide_mlp": False,
+        "vocab_size_per_layer_input": 0,
+    },
+    "unified_assistant": {  # of 12B; without the keys that unified configs lack
+        **_DRAFTER_SIZES,
+        "attention_k_eq_v": True,
+        "model_type": "gemma4_unified_text",
+        "per_layer_config": {"3": {"head_dim": 128, "num_key_value_heads": 1}},
+    },
 }
 
 _VISION: dict[str, Any] = {
@@ -113,7 +157,7 @@ _VISION: dict[str, Any] = {
     "position_embedding_size": 16,
 }
 
-_PREFIXES = {"dense": "model.", "moe": "model.language_model.", "e": "model.", "unified": "model.language_model."}
+_PREFIXES = {"moe": "model.language_model.", "unified": "model.language_model."}  # elsewhere `model.`
 
 _CARD = """---
 license: apache-2.0
@@ -141,10 +185,10 @@ def write_checkpoint(
     n_shards: int = 1,
     dtype: str = "BF16",
 ) -> Path:
-    """Write a checkpoint of `kind` (see KINDS) into `directory` and return it.
+    """Write a checkpoint of `kind` (see KINDS and DRAFTERS) into `directory` and return it.
 
     changes: text hyper-parameters that differ from the kind's; None removes a key. dtype: BF16, F16 or F32, how
-    weights are stored. Four to seven million weights, 8 to 14 MB in BF16.
+    weights are stored. Four to seven million weights, 8 to 14 MB in BF16; drafters are smaller.
     """
     directory.mkdir(parents=True, exist_ok=True)
     text = text_config(kind, changes)
@@ -159,6 +203,12 @@ def write_checkpoint(
     tensors = {
         name: (dtype, shape, random_weights(name, shape, seed, dtype)) for name, shape in tensor_shapes(kind, text)
     }
+    if kind == "assistant":
+        tensors["masked_embedding.token_ordering"] = (
+            "I64",
+            (text["vocab_size"],),
+            _shuffled(text["vocab_size"], seed),
+        )
     _write_shards(directory, tensors, n_shards)
     return directory
 
@@ -190,12 +240,14 @@ def config(kind: str, text: dict[str, Any]) -> dict[str, Any]:
             "audio_config": None,
             "tie_word_embeddings": True,
         }
+    if kind in DRAFTERS:
+        return {**_DRAFTER[kind], "backbone_hidden_size": 256, "text_config": text, "tie_word_embeddings": True}
     return {"architectures": ["Gemma4ForCausalLM"], **text}
 
 
 def tensor_shapes(kind: str, text: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name and shape of every tensor that transformers saves for a checkpoint of `kind`."""
-    prefix = _PREFIXES[kind]
+    prefix = _PREFIXES.get(kind, "model.")
     hidden, per_layer = text["hidden_size"], text.get("hidden_size_per_layer_input") or 0
     yield f"{prefix}embed_tokens.weight", (text["vocab_size"], hidden)
     yield f"{prefix}norm.weight", (hidden,)
@@ -209,6 +261,11 @@ def tensor_shapes(kind: str, text: Mapping[str, Any]) -> Iterator[tuple[str, tup
             yield f"{prefix}layers.{layer}.{name}", shape
     if kind == "moe":
         yield from _vision_shapes(hidden)
+    if kind in DRAFTERS:
+        yield "pre_projection.weight", (hidden, 2 * 256)
+        yield "post_projection.weight", (256, hidden)
+    if kind == "assistant":
+        yield "masked_embedding.centroids.weight", (_DRAFTER[kind]["num_centroids"], hidden)
 
 
 def _vision_shapes(text_hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -246,7 +303,7 @@ def _layer_shapes(
     if not is_shared:
         yield "self_attn.k_proj.weight", (keys, hidden)
         yield "self_attn.k_norm.weight", (head,)
-        if not text["attention_k_eq_v"] or text["layer_types"][layer] == LOCAL:
+        if not text.get("attention_k_eq_v") or text["layer_types"][layer] == LOCAL:
             yield "self_attn.v_proj.weight", (keys, hidden)
     yield "mlp.gate_proj.weight", (wide, hidden)
     yield "mlp.up_proj.weight", (wide, hidden)
@@ -287,6 +344,12 @@ def random_weights(name: str, shape: tuple[int, ...], seed: int, dtype: str = "B
     if dtype == "BF16":
         return to_bfloat16(values.astype("<f4")).tobytes()
     return values.astype({"F16": "<f2", "F32": "<f4"}[dtype]).tobytes()
+
+
+def _shuffled(count: int, seed: int) -> bytes:
+    """Return the numbers below `count` in a random order, as int64."""
+    raw = np.random.PCG64(np.random.SeedSequence([seed, count])).random_raw(count)
+    return np.argsort(raw, kind="stable").astype("<i8").tobytes()
 
 
 def to_bfloat16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

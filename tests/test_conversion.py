@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import DIRECTORY_NAMES, write_checkpoint
+from checkpoints import DIRECTORY_NAMES, DRAFTERS, KINDS, write_checkpoint
 
 import gemma4_quant as gq
 from gemma4_quant.errors import UnsupportedTypeError
@@ -52,7 +52,7 @@ def test_the_example_converts_as_llama_cpp_converts_it(out_type: str, tmp_path: 
 
 
 @pytest.mark.parametrize("out_type", ["bf16", "q8_0"])
-@pytest.mark.parametrize("kind", ["dense", "moe", "e", "unified"])
+@pytest.mark.parametrize("kind", [*KINDS, *DRAFTERS])
 def test_random_checkpoints_convert_as_llama_cpp_converts_them(kind: str, out_type: str, tmp_path: Path) -> None:
     expected = json.loads((GOLDEN / f"convert-{kind}-{out_type}.json").read_text())
     directory = tmp_path / DIRECTORY_NAMES[kind]
