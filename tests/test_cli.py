@@ -263,6 +263,18 @@ def test_inspect_survives_odd_metadata(tmp_path: Path) -> None:
     assert "\x1b" not in run("inspect", tmp_path / "odd.gguf").stdout
 
 
+def test_warnings_are_one_line_without_control_characters(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "\x1b[31mred\nline"
+    shutil.copytree(EXAMPLE, checkpoint, copy_function=shutil.copyfile)
+    (checkpoint / "README.md").write_text('---\n"\n---\n')
+    arguments = [sys.executable, "-m", "gemma4_quant", "inspect", str(checkpoint)]
+    stderr = subprocess.run(arguments, capture_output=True, text=True, check=True).stderr
+    assert stderr.startswith("gemma4-quant: warning: the front matter of ")
+    assert "[31mred line" in stderr
+    assert len(stderr.splitlines()) == 1
+    assert "\x1b" not in stderr
+
+
 def test_a_quantized_source_is_not_quantized_again_unasked(tmp_path: Path) -> None:
     run("quantize", EXAMPLE, tmp_path / "once.gguf", "q8_0")
     assert "--allow-requantize" in failure("quantize", tmp_path / "once.gguf", tmp_path / "twice.gguf", "q4_0")

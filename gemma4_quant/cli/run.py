@@ -54,9 +54,18 @@ def fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
+class _OneLine(logging.Formatter):
+    """A log message as one line without control characters: it may quote names from a hostile file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(" ".join(super().format(record).split()))
+
+
 def set_up_logging(*, verbose: bool) -> None:
     """Send the library's warnings (and, if `verbose`, its notes) to stderr."""
-    logging.basicConfig(stream=sys.stderr, format="gemma4-quant: %(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("gemma4-quant: %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("gemma4_quant").setLevel(logging.DEBUG if verbose else logging.WARNING)
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
