@@ -4,17 +4,51 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gemma4_quant.errors import CheckpointError, InputError, UnmappedTensorsError, listed
 from gemma4_quant.json_input import kind_of, read_json_object
-from gemma4_quant.model import DataFile
+from gemma4_quant.model import DataFile, RowSource
 from gemma4_quant.safetensors_header import StoredTensor, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 
 _NUMBERED_SHARD = re.compile(r"(?P<stem>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
+
+
+class CheckpointTensor(Protocol):
+    """A tensor of a checkpoint: one that stands in a file, or one made from several."""
+
+    @property
+    def name(self) -> str:
+        """Name in the checkpoint."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Type of `source`, as safetensors names it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, row-major."""
+        ...
+
+    @property
+    def source(self) -> RowSource:
+        """The rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class DerivedTensor:
+    """A tensor that is made, row by row, from others; see CheckpointTensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: RowSource
 
 
 @dataclass(frozen=True)
@@ -27,7 +61,7 @@ class Checkpoint:
 
     directory: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, CheckpointTensor]
 
     def find_file(self, name: str) -> Path | None:
         """Return the path of a file of the checkpoint, None when there is none; see `find_checkpoint_file`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from gemma4_quant.errors import CheckpointError, listed
 from gemma4_quant.json_input import kind_of, parse_json_object
-from gemma4_quant.model import DataFile
+from gemma4_quant.model import DataFile, FileRows
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors, MAX_HEADER_SIZE)."""
@@ -53,6 +53,11 @@ class StoredTensor:
     file: DataFile
     offset: int
     n_bytes: int
+
+    @property
+    def source(self) -> FileRows:
+        """The rows of the tensor; a tensor without dimensions is one row."""
+        return FileRows(self.file, self.offset, ITEM_BYTES[self.dtype] * (self.shape[-1] if self.shape else 1))
 
 
 def read_header(file: DataFile) -> dict[str, StoredTensor]:
