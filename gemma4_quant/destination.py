@@ -1,5 +1,6 @@
 """Where output goes: what would stop a file from being written, found out before the work that makes it."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,14 @@ def check_destination(output: Path, inputs: Iterable[Path]) -> None:
 def cannot_write(output: Path, error: OSError) -> OutputError:
     """Turn a failure of the operating system into ours."""
     return OutputError(f"cannot write {output}: {error.strerror or error}")
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return the space that a file takes on its disk, 0 when it does not exist."""
+    with contextlib.suppress(OSError):
+        stat = path.stat()
+        return getattr(stat, "st_blocks", stat.st_size // 512) * 512
+    return 0
 
 
 def input_files(source: Path) -> list[Path]:

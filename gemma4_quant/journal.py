@@ -1,79 +1,135 @@
 """What an interrupted run leaves behind, so that the next one goes on instead of starting again.
 
-`NAME.partial` holds the bytes, `NAME.partial.journal` says of what and how far: a line with the digest of the plan,
-then one line for each tensor whose bytes are on disk. The journal is locked while a run writes.
+`NAME.partial` (one for each shard) holds the bytes, `NAME.partial.journal` says of what and how far: a line with the
+digest of the plan, one line for each tensor whose bytes are on disk, and a last one when all are and only renaming is
+left. The journal is locked while a run writes.
 """
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 if sys.platform != "win32":  # where an open file cannot be replaced by another run anyway
     import fcntl
 
-from gemma4_quant.destination import journal_of, partial_of
+from gemma4_quant.destination import journal_of
 from gemma4_quant.errors import OutputError
+
+_DONE = "done "
+_COMPLETE = "complete"
 
 
 class Journal:
-    """Progress of one output file on disk."""
+    """Progress of one output on disk."""
 
     def __init__(self, output: Path, digest: str) -> None:
-        """Lock the journal of `output` and take it up if it belongs to the same plan, else begin it anew.
+        """Lock the journal of `output` and read it; what it says counts if it belongs to the same plan.
 
         Raises OutputError when another run is writing the same output, OSError when the journal cannot be written.
         """
         self._path = journal_of(output)
-        self._file = self._path.open("a+", encoding="ascii", errors="replace")
+        self._digest = digest
+        self._file = self._open_locked(output)
         try:
-            self._lock(output)
-            self._done = self._read(digest) if partial_of(output).exists() else frozenset()
-            if not self.resumes:
-                self._file.truncate(0)
-                self._file.write(digest + "\n")
+            lines = self._read()
         except BaseException:
             self._file.close()
             raise
+        self._done = {line for line in lines if line.startswith(_DONE)}
+        self._complete = _COMPLETE in lines
+
+    @property
+    def is_new(self) -> bool:
+        """Tell whether nothing has been written, now or by an earlier run of any plan."""
+        return os.fstat(self._file.fileno()).st_size == 0
 
     @property
     def resumes(self) -> bool:
-        """Tell whether tensors of an earlier run can be kept."""
-        return bool(self._done)
+        """Tell whether tensors are done."""
+        return bool(self._done) or self._complete
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether all bytes are on disk and only renaming may be left."""
+        return self._complete
 
     def has(self, name: str) -> bool:
-        """Tell whether an earlier run finished the tensor."""
-        return _escaped(name) in self._done
+        """Tell whether a tensor is done."""
+        return _line_of(name) in self._done
 
-    def add(self, names: list[str]) -> None:
+    def begin(self) -> None:
+        """Forget an earlier run."""
+        self._done, self._complete = set(), False
+        self._file.truncate(0)
+        self._write([self._digest])
+
+    def add(self, names: Iterable[str]) -> None:
         """Note tensors as done; their bytes must have reached the disk."""
-        self._file.writelines(_escaped(name) + "\n" for name in names)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        lines = [_line_of(name) for name in names]
+        self._write(lines)
+        self._done.update(lines)
+
+    def complete(self) -> None:
+        """Note that every byte of the output is on disk."""
+        self._complete = True
+        self._write([_COMPLETE])
 
     def close(self) -> None:
         """Stop writing; the journal stays."""
         self._file.close()
 
     def remove(self) -> None:
-        """Delete the journal, after success or when the partial file is given up."""
-        self._path.unlink(missing_ok=True)
-        self.close()
+        """Delete the journal, after success or when the partial files are given up."""
+        if sys.platform == "win32":  # an open file cannot be deleted
+            self._file.close()
+        self._path.unlink(missing_ok=True)  # elsewhere before the lock is gone, or it might be another run's
+        self._file.close()
 
-    def _lock(self, output: Path) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"another run is writing {output}; wait for it or choose another name") from error
+    def _open_locked(self, output: Path) -> TextIO:
+        while True:
+            file = self._path.open("a+", encoding="ascii", errors="replace", newline="\n")
+            try:
+                if _lock(file) and not _is_same(file, self._path):
+                    file.close()  # a run that just ended has deleted the journal we opened
+                    continue
+            except BlockingIOError as error:
+                file.close()
+                raise OutputError(f"another run is writing {output}; wait for it or choose another name") from error
+            except BaseException:
+                file.close()
+                raise
+            return file
 
-    def _read(self, digest: str) -> frozenset[str]:
+    def _read(self) -> list[str]:
         self._file.seek(0)
-        lines = self._file.read().split("\n")
-        # a line cut off by a crash has no newline and does not count
-        return frozenset(lines[1:-1]) if lines[0] == digest else frozenset()
+        text = self._file.read()
+        self._file.truncate(text.rfind("\n") + 1)  # a line cut off by a crash does not count
+        lines = text.split("\n")[:-1]
+        return lines[1:] if lines and lines[0] == self._digest else []
+
+    def _write(self, lines: Iterable[str]) -> None:
+        self._file.writelines(line + "\n" for line in lines)
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
-def _escaped(name: str) -> str:
+def _lock(file: TextIO) -> bool:
+    """Lock a file for this process alone, where that can be done; raises BlockingIOError when another has it."""
+    if sys.platform == "win32":
+        return False
+    fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+def _is_same(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _line_of(name: str) -> str:
     """Write a name on one line of ASCII; a hostile file's may hold anything."""
-    return name.encode("unicode_escape").decode("ascii")
+    return _DONE + name.encode("unicode_escape").decode("ascii")

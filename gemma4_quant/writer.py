@@ -1,33 +1,40 @@
-"""Carry out a plan: read tiles of rows, encode them on all cores, write them in place, rename at the end."""
+"""Carry out plans: read tiles of rows, encode them on all cores, write them in place, rename at the end."""
 
-import contextlib
 import errno
 import hashlib
-import os
 import shutil
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from gemma4_quant import __version__
-from gemma4_quant.arrays import ByteRows
-from gemma4_quant.codecs import ENCODERS_REVISION, codec_for, compile_kernels, kernels_cached
+from gemma4_quant.codecs import ENCODERS_REVISION, compile_kernels, kernels_cached
 from gemma4_quant.codecs.base import Effort
+from gemma4_quant.committer import Committer
 from gemma4_quant.cores import n_cores
-from gemma4_quant.destination import cannot_write, check_destination, partial_of
-from gemma4_quant.errors import Gemma4QuantError, NonFiniteError, OutputError
-from gemma4_quant.ggml import GgmlType
-from gemma4_quant.journal import Journal
-from gemma4_quant.plan import Plan, PlannedTensor, Tile, tiles_of
+from gemma4_quant.destination import allocated_bytes, cannot_write, check_destination, partial_of
+from gemma4_quant.errors import OutputError, listed
+from gemma4_quant.model import Tensor
+from gemma4_quant.output import Output
+from gemma4_quant.plan import Plan, PlannedTensor
 from gemma4_quant.progress import Progress, SilentProgress
+from gemma4_quant.shards import shard_paths
+from gemma4_quant.tiles import Destination, Tile, tiles_of, write_tile
 
-_SYNC_EVERY_S = 5.0
-"""How much work a crash or kill may cost; an interrupt (SIGINT) loses only the tensors it was in."""
+
+@dataclass(frozen=True)
+class Job:
+    """A plan and where its output goes: a file, or for several shards the name that theirs are made from."""
+
+    plan: Plan
+    path: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that will be written."""
+        return shard_paths(self.path, len(self.plan.files))
 
 
 def write_gguf(
@@ -40,60 +47,103 @@ def write_gguf(
     label: str = "write",
     inputs: Sequence[Path] = (),
 ) -> None:
-    """Write the file of `plan` to `output`; it appears whole or not at all.
+    """Write the files of one plan; see write_ggufs."""
+    write_ggufs(
+        [Job(plan, output)], effort=effort, n_threads=n_threads, progress=progress, label=label, inputs=inputs
+    )
 
-    Bytes do not depend on `n_threads`. An interrupted run leaves `output`.partial and goes on from there when called
-    again with the same plan. inputs: further files that must not be overwritten. Raises OutputError (no space, no
-    permission) and what sources and codecs raise; then nothing is left, except after a full disk, where the partial
-    file waits for space.
+
+def write_ggufs(
+    jobs: Sequence[Job],
+    *,
+    effort: Effort = Effort.BALANCED,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    label: str = "write",
+    inputs: Sequence[Path] = (),
+) -> None:
+    """Write the files of several plans of the same tensors, each read once; outputs appear whole or not at all.
+
+    Bytes depend neither on `n_threads` nor on what else is written in the same run. An interrupted run leaves
+    `.partial` files and goes on from there when called again with the same plans, together or one by one. inputs:
+    further files that must not be overwritten. Raises OutputError (no space, no permission) and what sources and
+    codecs raise; then nothing is left, except after a full disk, where the partial files wait for space.
     """
-    check_destination(output, [*inputs, *_source_files(plan)])
-    partial = partial_of(output)
-    digest = hashlib.sha256(f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION}".encode()).hexdigest()
-    _check_space(plan, output)
+    _check(jobs, inputs)
     progress = progress or SilentProgress()
-    _compile(plan, progress)
+    _compile([planned for job in jobs for planned in job.plan.tensors], progress)
+    outputs: list[Output] = []
     try:
-        journal = Journal(output, digest)
-        target = _open_partial(partial, plan.n_bytes, journal)
-    except OSError as error:
-        raise cannot_write(output, error) from error
-    try:
-        target.write(0, plan.header)
-        _write_tensors(plan, target, journal, effort, n_threads or n_cores(), progress, label)
-        target.finish()
-        os.replace(partial, output)
-        _sync_directory(output.parent)
-        journal.remove()
+        for job in jobs:
+            outputs.append(Output(job.plan, job.path, _digest(job.plan, effort)))
+        for output in outputs:
+            output.begin()
+        _write_tensors(outputs, effort, n_threads or n_cores(), progress, label)
+        _publish(outputs)
     except KeyboardInterrupt:
-        journal.close()
-        target.close()
+        for output in outputs:
+            output.close()
         raise
     except BaseException as error:
-        target.close()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            journal.close()
-            raise OutputError(
-                f"no space left for {output}; {partial.name} is kept: free some space and run the same command again"
-            ) from error
-        journal.remove()
-        partial.unlink(missing_ok=True)
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        kept = [output.give_up(keep_done=is_full) for output in outputs]
         if isinstance(error, OSError):
-            raise cannot_write(output, error) from error
+            raise _output_error(error, jobs, is_full=is_full, kept=any(kept)) from error
         raise
 
 
-def _open_partial(partial: Path, n_bytes: int, journal: Journal) -> "_OutputFile":
-    try:
-        return _OutputFile(partial, n_bytes, keep=journal.resumes)
-    except OSError:
-        journal.remove()
-        raise
+def _publish(outputs: Sequence[Output]) -> None:
+    """Give finished outputs their names; journals go last, so that a run that is killed here knows what is done."""
+    for output in outputs:
+        output.finish()
+    for output in outputs:
+        output.publish()
+    for output in outputs:
+        output.forget()
 
 
-def _compile(plan: Plan, progress: Progress) -> None:
+def _output_error(error: OSError, jobs: Sequence[Job], *, is_full: bool, kept: bool) -> OutputError:
+    """Turn a failure of the operating system into ours. kept: partial files wait for space."""
+    if not is_full:
+        return cannot_write(jobs[0].path, error)
+    rest = "; what is done is kept" if kept else ""
+    return OutputError(
+        f"no space left for {listed(str(job.path) for job in jobs)}{rest}: "
+        "free some space and run the same command again"
+    )
+
+
+def _digest(plan: Plan, effort: Effort) -> str:
+    return hashlib.sha256(f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION}".encode()).hexdigest()
+
+
+def _check(jobs: Sequence[Job], inputs: Sequence[Path]) -> None:
+    """Find out before any work what would stop the outputs from being written."""
+    paths = [path for job in jobs for path in {job.path, *job.paths}]
+    if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
+        raise OutputError(f"two outputs would be written to {listed(twice)}; put {{ftype}} into the name")
+    for job in jobs:
+        sources = {file.path for planned in job.plan.tensors for file in planned.tensor.source.files}
+        for path in job.paths:
+            check_destination(path, [*inputs, *sources])
+    missing: dict[Path, int] = {}
+    for job in jobs:
+        for path, file in zip(job.paths, job.plan.files, strict=True):
+            present = allocated_bytes(partial_of(path))
+            missing[path.parent] = missing.get(path.parent, 0) + max(0, file.n_bytes - present)
+    for directory, n_bytes in missing.items():
+        free = shutil.disk_usage(directory).free
+        if n_bytes > free:
+            names = listed(str(job.path) for job in jobs if job.path.parent == directory)
+            raise OutputError(
+                f"{names} needs {n_bytes:,} bytes, {free:,} are free in {directory}; "
+                "free some space or write elsewhere"
+            )
+
+
+def _compile(tensors: Sequence[PlannedTensor], progress: Progress) -> None:
     """Have the kernels ready before threads need them; a first run on a machine waits here."""
-    changed = [planned for planned in plan.tensors if planned.type is not planned.tensor.type]
+    changed = [planned for planned in tensors if planned.type is not planned.tensor.type]
     kinds = {planned.type for planned in changed} | {planned.tensor.type for planned in changed}
     if kernels_cached(kinds):
         return
@@ -104,158 +154,60 @@ def _compile(plan: Plan, progress: Progress) -> None:
     progress.finish()
 
 
-def _write_tensors(
-    plan: Plan,
-    target: "_OutputFile",
-    journal: Journal,
-    effort: Effort,
-    n_threads: int,
-    progress: Progress,
-    label: str,
-) -> None:
-    progress.start(label, sum(planned.n_bytes for planned in plan.tensors), "B")
-    unsynced: list[str] = []
-    synced_at = time.monotonic()
-    todo = [planned for planned in plan.tensors if not journal.has(planned.tensor.name)]
-    progress.advance(sum(p.n_bytes for p in plan.tensors if journal.has(p.tensor.name)))
+@dataclass(frozen=True)
+class _Work:
+    """A tensor and all places it goes to."""
+
+    tensor: Tensor
+    destinations: tuple[Destination, ...]
+    outputs: tuple[Output, ...]
+
+
+def _shared_work(outputs: Sequence[Output]) -> list[_Work]:
+    """Bring together what is left to do of the same tensor for several outputs, in the order of the first."""
+    places: dict[tuple[str, int], list[tuple[Output, Destination]]] = {}
+    for output in outputs:
+        for planned, file in output.remaining():
+            key = (planned.tensor.name, id(planned.tensor.source))
+            places.setdefault(key, []).append((output, Destination(planned, file.write)))
+    return [
+        _Work(parts[0][1].planned.tensor, tuple(part for _, part in parts), tuple(output for output, _ in parts))
+        for parts in places.values()
+    ]
+
+
+def _write_tensors(outputs: Sequence[Output], effort: Effort, n_threads: int, progress: Progress, label: str) -> None:
+    work = _shared_work(outputs)
+    total = sum(planned.n_bytes for output in outputs for planned in output.plan.tensors)
+    progress.start(label, total, "B")
+    progress.advance(total - sum(part.planned.n_bytes for each in work for part in each.destinations))
     try:
-        for tile, n_bytes in _encode_tiles(todo, target, effort, n_threads):
-            progress.advance(n_bytes)
-            if tile.stop == tile.planned.tensor.n_rows:
-                unsynced.append(tile.planned.tensor.name)
-                if time.monotonic() - synced_at > _SYNC_EVERY_S:
-                    target.sync()
-                    journal.add(unsynced)
-                    unsynced, synced_at = [], time.monotonic()
-    except KeyboardInterrupt:
-        target.sync()
-        journal.add(unsynced)
-        raise
+        with Committer(outputs) as committer:
+            for each, tile, n_bytes in _written_tiles(work, effort, n_threads):
+                progress.advance(n_bytes)
+                if tile.stop == tile.tensor.n_rows:
+                    for output in each.outputs:
+                        committer.add(output, [tile.tensor.name])
     finally:
         progress.finish()
 
 
-def _encode_tiles(
-    todo: list[PlannedTensor], target: "_OutputFile", effort: Effort, n_threads: int
-) -> Iterator[tuple[Tile, int]]:
+def _written_tiles(work: Sequence[_Work], effort: Effort, n_threads: int) -> Iterator[tuple[_Work, Tile, int]]:
     """Yield each tile with its bytes after it is written, in order, while later ones are under way."""
-
-    def work(tile: Tile) -> int:
-        data = encode_tile(tile, effort)
-        target.write(tile.offset, data.data.cast("B"))
-        return data.nbytes
-
-    under_way: deque[tuple[Tile, Future[int]]] = deque()
+    under_way: deque[tuple[_Work, Tile, Future[int]]] = deque()
     with ThreadPoolExecutor(n_threads, thread_name_prefix="encode") as pool:
         try:
-            for planned in todo:
-                for tile in tiles_of(planned):
-                    under_way.append((tile, pool.submit(work, tile)))
+            for each in work:
+                for tile in tiles_of(each.tensor):
+                    under_way.append((each, tile, pool.submit(write_tile, tile, each.destinations, effort)))
                     if len(under_way) > 2 * n_threads:
-                        done, future = under_way.popleft()
-                        yield done, future.result()
-            for done, future in under_way:
-                yield done, future.result()
+                        yield _awaited(*under_way.popleft())
+            while under_way:
+                yield _awaited(*under_way.popleft())
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def encode_tile(tile: Tile, effort: Effort) -> ByteRows:
-    """Read a tile and return its bytes in the planned type, (n_rows, row_bytes) uint8."""
-    planned, tensor = tile.planned, tile.planned.tensor
-    stored = tensor.source.read_rows(tile.start, tile.stop)
-    try:
-        if planned.type is tensor.type:
-            _check_finite(stored, tensor.type)
-            return stored
-        rows = codec_for(tensor.type).decode(stored, tensor.n_cols)
-        importance = None if planned.importance is None else planned.importance[tile.matrix]
-        return codec_for(planned.type).encode(rows, importance, effort)
-    except Gemma4QuantError as error:
-        raise type(error)(f"tensor {tensor.name}, rows {tile.start} to {tile.stop - 1}: {error}") from error
-
-
-# For each float type: unsigned integers of its width, all bits but the sign, and the largest finite magnitude.
-_FLOAT_BITS = {
-    GgmlType.F32: ("<u4", 0x7FFFFFFF, 0x7F7FFFFF),
-    GgmlType.F16: ("<u2", 0x7FFF, 0x7BFF),
-    GgmlType.BF16: ("<u2", 0x7FFF, 0x7F7F),
-}
-
-
-def _check_finite(stored: ByteRows, kind: GgmlType) -> None:
-    if kind not in _FLOAT_BITS:
-        return
-    dtype, mask, largest = _FLOAT_BITS[kind]
-    bits = stored.view(dtype)
-    magnitudes = bits & bits.dtype.type(mask)
-    if magnitudes.max() > largest:
-        row, column = np.argwhere(magnitudes > largest)[0]
-        raise NonFiniteError(
-            f"the weight in row {row} of these, column {column}, is NaN or infinite; the checkpoint is damaged"
-        )
-
-
-class _OutputFile:
-    """The partial file, written at offsets from any thread."""
-
-    def __init__(self, path: Path, n_bytes: int, *, keep: bool) -> None:
-        self._file = path.open("r+b" if keep else "w+b", buffering=0)
-        self._file.truncate(n_bytes)
-        self._seek_lock = threading.Lock()
-
-    def write(self, offset: int, data: memoryview | bytes) -> None:
-        view = memoryview(data)
-        while view:
-            n_written = self._write_some(offset, view)
-            view = view[n_written:]
-            offset += n_written
-
-    def _write_some(self, offset: int, view: memoryview) -> int:
-        if hasattr(os, "pwrite"):
-            return os.pwrite(self._file.fileno(), view, offset)
-        with self._seek_lock:  # Windows has no positioned write
-            self._file.seek(offset)
-            return self._file.write(view) or 0
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def finish(self) -> None:
-        self.sync()
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _source_files(plan: Plan) -> set[Path]:
-    return {file.path for planned in plan.tensors for file in planned.tensor.source.files}
-
-
-def _check_space(plan: Plan, output: Path) -> None:
-    present = _allocated_bytes(partial_of(output))
-    free = shutil.disk_usage(output.parent).free
-    if plan.n_bytes - present > free:
-        raise OutputError(
-            f"{output} needs {plan.n_bytes:,} bytes, {free:,} are free in {output.parent}; "
-            "free some space or write elsewhere"
-        )
-
-
-def _allocated_bytes(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        stat = path.stat()
-        return getattr(stat, "st_blocks", stat.st_size // 512) * 512
-    return 0
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable, where directories can be opened (not on Windows)."""
-    with contextlib.suppress(OSError):
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def _awaited(work: _Work, tile: Tile, future: Future[int]) -> tuple[_Work, Tile, int]:
+    return work, tile, future.result()

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -17,7 +18,9 @@ from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.journal import Journal
 from gemma4_quant.metadata import string
 from gemma4_quant.model import ArrayRows, DataFile, FileRows, Tensor
-from gemma4_quant.plan import Assignment, Plan, make_plan, tiles_of
+from gemma4_quant.partial_file import PartialFile
+from gemma4_quant.plan import Assignment, Plan, make_plan
+from gemma4_quant.tiles import Destination, Tile, tiles_of
 from gemma4_quant.writer import write_gguf
 
 METADATA = {"general.architecture": string("gemma4")}
@@ -69,9 +72,8 @@ def test_bytes_do_not_depend_on_the_number_of_threads(tensors: list[Tensor], tmp
 
 
 def test_tiles_cover_each_row_once_and_stay_within_an_expert(tensors: list[Tensor]) -> None:
-    for planned in plan_for(tensors, GgmlType.F32).tensors:
-        tensor = planned.tensor
-        tiles = list(tiles_of(planned))
+    for tensor in tensors:
+        tiles = list(tiles_of(tensor))
         assert [row for tile in tiles for row in range(tile.start, tile.stop)] == list(range(tensor.n_rows))
         rows_per_matrix = tensor.n_rows // tensor.n_matrices
         assert all(
@@ -106,17 +108,17 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     plan = plan_for(tensors, GgmlType.Q4_K)
     write_gguf(plan, tmp_path / "whole.gguf")
     output = tmp_path / "out.gguf"
-    encode = writer.encode_tile
+    write = writer.write_tile
     encoded: list[str] = []
 
-    def interrupting(tile: writer.Tile, effort: Effort) -> np.ndarray:
-        if tile.planned.tensor.name == "experts" and not encoded.count("experts"):
+    def interrupting(tile: Tile, destinations: Sequence[Destination], effort: Effort) -> int:
+        if tile.tensor.name == "experts" and not encoded.count("experts"):
             encoded.append("experts")
             raise KeyboardInterrupt
-        encoded.append(tile.planned.tensor.name)
-        return encode(tile, effort)
+        encoded.append(tile.tensor.name)
+        return write(tile, destinations, effort)
 
-    monkeypatch.setattr(writer, "encode_tile", interrupting)
+    monkeypatch.setattr(writer, "write_tile", interrupting)
     with pytest.raises(KeyboardInterrupt):
         write_gguf(plan, output, n_threads=1)
     assert not output.exists()
@@ -133,7 +135,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
 def test_a_partial_file_of_another_plan_is_not_reused(tensors: list[Tensor], tmp_path: Path) -> None:
     output = tmp_path / "out.gguf"
     output.with_name("out.gguf.partial").write_bytes(b"rubbish" * 1000)
-    output.with_name("out.gguf.partial.journal").write_text("0" * 64 + "\nmatrix\nexperts\nvector\n")
+    output.with_name("out.gguf.partial.journal").write_text("0" * 64 + "\ndone matrix\ndone experts\ndone vector\n")
     write_gguf(plan_for(tensors, GgmlType.F32), output)
     assert (
         read_gguf(output).tensors[0].source.read_rows(0, 5).view("<f4").tobytes()
@@ -166,7 +168,7 @@ def test_a_disk_that_fills_up_keeps_the_partial_file_and_says_so(
     def write_to_full_disk(_self: object, _offset: int, _view: memoryview) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer._OutputFile, "_write_some", write_to_full_disk)
+    monkeypatch.setattr(PartialFile, "_write_some", write_to_full_disk)
     with pytest.raises(OutputError, match="no space left"):
         write_gguf(plan_for(tensors, GgmlType.F32), tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
