@@ -1,49 +1,70 @@
-"""numba's compiler with a type: what it compiles keeps its signature for mypy."""
+"""numba's compiler with a type: what it compiles keeps its signature for mypy, and its cache never goes stale."""
 
-import contextlib
 import functools
+import hashlib
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+logger = logging.getLogger(__name__)
+
 
 def compiled(*, reorder_sums: bool = False, finite: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile a function of arrays and numbers; it releases the GIL and is cached on disk.
+    """Compile a function of arrays, numbers and named tuples; it releases the GIL and is cached on disk.
 
     reorder_sums: let LLVM add floats in lanes, in another order than written. Functions compiled for the first time
     on behalf of such a function inherit the permission.
     finite: all floats are known to be finite, so that minima become single instructions and divisions by the same
     number one reciprocal; sums keep their order, hence results do not depend on where in a tile a row stands.
     """
+    flags: set[str] = set()
+    if reorder_sums:
+        flags |= {"reassoc", "contract"}
+    if finite:
+        flags |= {"nnan", "ninf", "nsz", "contract", "arcp"}
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        flags: set[str] = set()
-        if reorder_sums:
-            flags |= {"reassoc", "contract"}
-        if finite:
-            flags |= {"nnan", "ninf", "nsz", "contract", "arcp"}
-        kernel: Callable[P, R] = numba.njit(nogil=True, cache=True, fastmath=flags or False)(function)
-        if hasattr(kernel, "stats"):  # absent when NUMBA_DISABLE_JIT leaves the function as it is
-            _drop_stale(Path(kernel.stats.cache_path), Path(inspect.getfile(function)).parent)
-        return kernel
+        options: dict[str, Any] = {"nogil": True, "fastmath": flags or False}
+        try:
+            kernel = numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
+            logger.debug("%s is compiled anew in every run: %s", function.__qualname__, error)
+            kernel = numba.njit(**options)(function)
+        if (cache := _cache_file(kernel)) is not None:
+            cache._source_stamp = _digest(Path(inspect.getfile(function)).parent)
+        return kernel  # type: ignore[no-any-return]
 
     return decorate
 
 
-@functools.cache
-def _drop_stale(cache: Path, sources: Path) -> None:
-    """Forget kernels older than any source in their folder.
+def is_cached(kernel: Callable[..., object], argument: object | None = None) -> bool:
+    """Tell whether an earlier run left a compiled function on disk, for that argument among others if given."""
+    cache = _cache_file(kernel)
+    signatures = [] if cache is None else [key[0] for key in cache._load_index()]
+    return any(argument is None or numba.typeof(argument) in signature for signature in signatures)
 
-    numba only compares a kernel with its own file, but a kernel contains those it calls from the files beside it.
+
+def _cache_file(kernel: Any) -> Any:
+    """Return numba's index of a kernel on disk; None for functions that are not cached (or not compiled at all)."""
+    return getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+
+
+@functools.cache
+def _digest(folder: Path) -> str:
+    """Return a hash of all sources in a folder and of this file.
+
+    It stands in for the time and size of the kernel's own file, which numba compares by default: a kernel contains
+    those it calls from the files beside it, and tools that copy files preserve times.
     """
-    newest = max(source.stat().st_mtime for source in sources.glob("*.py"))
-    for index in cache.glob("*.nbi"):
-        with contextlib.suppress(OSError):  # another process may be doing the same
-            if index.stat().st_mtime < newest:
-                index.unlink()
+    hasher = hashlib.sha256()
+    for source in [Path(__file__), *sorted(folder.glob("*.py"))]:
+        content = source.read_bytes()
+        hasher.update(f"{source.name} {len(content)}\n".encode() + content)
+    return hasher.hexdigest()

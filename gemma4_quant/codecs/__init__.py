@@ -1,14 +1,13 @@
 """Encoders and decoders of tensor types, in one table."""
 
-import inspect
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from gemma4_quant.codecs import floats, k_minimum, k_symmetric, minimum, symmetric
 from gemma4_quant.codecs.base import Codec, Effort
+from gemma4_quant.codecs.grids import Grid
+from gemma4_quant.compiled import is_cached
 from gemma4_quant.errors import UnsupportedTypeError
 from gemma4_quant.ggml import GgmlType, block_size
 
@@ -20,13 +19,13 @@ CODECS: dict[GgmlType, Codec] = {
     **k_minimum.CODECS,
 }
 
-# The kernel of each type that takes longest to compile.
-_KERNELS: dict[GgmlType, Any] = {
-    GgmlType.BF16: floats._to_bfloat16,
-    **dict.fromkeys(symmetric.CODECS, symmetric._encode),
-    **dict.fromkeys(minimum.CODECS, minimum._encode),
-    **dict.fromkeys(k_symmetric.CODECS, k_symmetric._encode),
-    **dict.fromkeys(k_minimum.CODECS, k_minimum._encode),
+# The kernel of each type that takes longest to compile, and the grid it is compiled for.
+_KERNELS: dict[GgmlType, tuple[Callable[..., None], Grid | None]] = {
+    GgmlType.BF16: (floats._to_bfloat16, None),
+    **{kind: (symmetric._encode, form.grid) for kind, form in symmetric.FORMATS.items()},
+    **dict.fromkeys(minimum.CODECS, (minimum._encode, None)),
+    **{kind: (k_symmetric._encode, form.grid) for kind, form in k_symmetric.FORMATS.items()},
+    **dict.fromkeys(k_minimum.CODECS, (k_minimum._encode, None)),
 }
 
 ENCODERS_REVISION = 1
@@ -44,14 +43,8 @@ def codec_for(kind: GgmlType) -> Codec:
 
 
 def kernels_cached(kinds: Iterable[GgmlType]) -> bool:
-    """Tell whether an earlier run left compiled kernels of these types that are newer than their source."""
-    return all(_is_cached(_KERNELS[kind]) for kind in kinds if kind in _KERNELS and kind not in _ready)
-
-
-def _is_cached(kernel: Any) -> bool:
-    source = Path(inspect.getfile(kernel.py_func))
-    index_files = Path(kernel.stats.cache_path).glob(f"{source.stem}.{kernel.py_func.__name__}-*.nbi")
-    return any(index.stat().st_mtime >= source.stat().st_mtime for index in index_files)
+    """Tell whether an earlier run left compiled kernels of these types."""
+    return all(is_cached(*_KERNELS[kind]) for kind in kinds if kind in _KERNELS and kind not in _ready)
 
 
 def compile_kernels(kinds: Iterable[GgmlType]) -> None:

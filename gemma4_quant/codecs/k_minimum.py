@@ -5,7 +5,6 @@ of each sub-block (scan_offsets); pairs of float16 super-scales compared by a qu
 those; s and m by exact error; d and dmin fitted again, together, to the codes.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,19 +12,11 @@ import numpy as np
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
-from gemma4_quant.codecs.half import LARGEST, half_bits, half_value, rounded_to_half
-from gemma4_quant.codecs.lanes import (
-    HUGE,
-    LANES,
-    TINY,
-    Array,
-    invert,
-    load_tile,
-    offset_error,
-    offset_sums,
-    scan_offsets,
-)
-from gemma4_quant.codecs.packing import put_half
+from gemma4_quant.codecs.half import LARGEST, half_bits, rounded_to_half
+from gemma4_quant.codecs.lanes import HUGE, LANES, TINY, Array, invert, load_tile, tiles
+from gemma4_quant.codecs.offsets import offset_error, offset_sums, round_above, scan_offsets
+from gemma4_quant.codecs.packing import get_half, pack_fours, put_half
+from gemma4_quant.codecs.search import Search, search_for
 from gemma4_quant.compiled import compiled
 from gemma4_quant.ggml import GgmlType
 
@@ -36,28 +27,12 @@ _TOP = np.float32(63)
 """Largest s and m."""
 
 
-@dataclass(frozen=True)
-class _Search:
-    """n_candidates, first, last, n_refits: of scan_offsets. n_supers: super-scales compared for d, and for dmin.
-
-    reach: values of s and of m tried on each side of the nearest. n_rounds: how often all are settled.
-    """
-
-    n_candidates: int
-    first: float
-    last: float
-    n_refits: int
-    n_supers: int
-    reach: int
-    n_rounds: int
-
-
 _HIGHEST = {GgmlType.Q4_K: 15, GgmlType.Q5_K: 31}
 
 _SEARCHES = {
-    Effort.FAST: _Search(6, -1.0, 0.8, 1, 5, 0, 2),
-    Effort.BALANCED: _Search(12, -3.0, 0.9, 2, 9, 1, 2),
-    Effort.BEST: _Search(32, -4.0, 1.0, 3, 9, 2, 4),
+    Effort.FAST: Search(6, -1.0, 0.8, 1, 0, n_supers=5, n_rounds=2),
+    Effort.BALANCED: Search(12, -3.0, 0.9, 2, 1, n_supers=9, n_rounds=2),
+    Effort.BEST: Search(32, -4.0, 1.0, 3, 2, n_supers=9, n_rounds=4),
 }
 
 
@@ -66,39 +41,13 @@ def encode(kind: GgmlType, rows: Float32Rows, importance: Float32Row | None, eff
     rows = checked_rows(rows, kind, LARGEST / 2)  # half, since a scale spans from the least to the largest
     out = empty_blocks(rows, kind)
     weights = normalised_importance(importance, rows.shape[1])
-    search = _SEARCHES[Effort.FAST if effort is Effort.PLAIN else effort]
-    _encode(
-        rows,
-        weights,
-        np.float32(_HIGHEST[kind]),
-        search.n_candidates,
-        search.first,
-        search.last,
-        search.n_refits,
-        search.n_supers,
-        search.reach,
-        search.n_rounds,
-        out,
-    )
+    _encode(rows, weights, np.float32(_HIGHEST[kind]), search_for(_SEARCHES, effort), out)
     return out
 
 
 @compiled(finite=True)
-def _encode(
-    rows: Array,
-    weights: Array,
-    high: np.float32,
-    n_candidates: int,
-    first: float,
-    last: float,
-    n_refits: int,
-    n_supers: int,
-    reach: int,
-    n_rounds: int,
-    out: Array,
-) -> None:
-    n_rows, n_columns = rows.shape
-    block_bytes = out.shape[1] // (n_columns // _SUPER)
+def _encode(rows: Array, weights: Array, high: np.float32, search: Search, out: Array) -> None:
+    block_bytes = out.shape[1] // (rows.shape[1] // _SUPER)
     tile = np.empty((_N_SUB, _SUB, LANES), np.float32)
     work = np.empty((10, LANES), np.float32)
     # per sub-block: best scale, best offset, Σ w·l², Σ w·l, Σ w·x; and Σ w
@@ -106,33 +55,34 @@ def _encode(
     sum_w = np.empty(_N_SUB, np.float32)
     supers = np.empty((2, LANES), np.float32)  # d, dmin
     subs = np.empty((2, _N_SUB, LANES), np.float32)  # s, m
-    codes = np.empty((_SUPER, LANES), np.uint8)
-    for first_row in range(0, n_rows, LANES):
-        n = min(LANES, n_rows - first_row)
-        for block in range(n_columns // _SUPER):
-            w = weights[block * _SUPER : (block + 1) * _SUPER]
+    inverse = np.empty((_N_SUB, LANES), np.float32)
+    codes = np.empty(_SUPER, np.int8)
+    for first_row, n, block in tiles(rows.shape[0], rows.shape[1], _SUPER):
+        first = block * _SUPER
+        w = weights[first : first + _SUPER]
+        load_tile(rows, first_row, n, first, tile.reshape(_SUPER, LANES))
+        for j in range(_N_SUB):
+            wj = w[j * _SUB : (j + 1) * _SUB]
+            sum_w[j] = scan_offsets(tile[j], wj, high, True, search, work, fits[0, j], fits[1, j])
+            for lane in range(LANES):
+                fits[2, j, lane] = work[5, lane]
+                fits[3, j, lane] = work[4, lane]
+                fits[4, j, lane] = work[7, lane]
+        _choose_supers(fits, sum_w, search.n_supers, supers)
+        _settle(tile, w, sum_w, high, search, fits, supers, subs, work)
+        for j in range(_N_SUB):
+            for lane in range(LANES):
+                fits[0, j, lane] = supers[0, lane] * subs[0, j, lane]
+                fits[1, j, lane] = supers[1, lane] * subs[1, j, lane]
+            invert(fits[0, j], inverse[j])
+        for lane in range(n):
             for j in range(_N_SUB):
-                load_tile(rows, first_row, n, block * _SUPER + j * _SUB, tile[j])
-                wj = w[j * _SUB : (j + 1) * _SUB]
-                sum_w[j] = scan_offsets(
-                    tile[j], wj, high, True, n_candidates, first, last, n_refits, work, fits[0, j], fits[1, j]
-                )
-                for lane in range(LANES):
-                    fits[2, j, lane] = work[5, lane]
-                    fits[3, j, lane] = work[4, lane]
-                    fits[4, j, lane] = work[7, lane]
-            _choose_supers(fits, sum_w, n_supers, supers)
-            _settle(tile, w, sum_w, high, reach, n_rounds, fits, supers, subs, work)
-            for j in range(_N_SUB):
-                for lane in range(LANES):
-                    work[0, lane] = supers[0, lane] * subs[0, j, lane]
-                    work[1, lane] = supers[1, lane] * subs[1, j, lane]
-                invert(work[0], work[2])
-                for i in range(_SUB):
-                    for lane in range(LANES):
-                        code = np.rint((tile[j, i, lane] + work[1, lane]) * work[2, lane])
-                        codes[j * _SUB + i, lane] = np.uint8(min(max(code, np.float32(0)), high))
-            _pack(codes, supers, subs, n, high == np.float32(31), first_row, block * block_bytes, out)
+                row = rows[first_row + lane, first + j * _SUB : first + (j + 1) * _SUB]
+                round_above(row, inverse[j, lane], fits[1, j, lane], high, codes[j * _SUB : (j + 1) * _SUB])
+            target = out[first_row + lane, block * block_bytes : (block + 1) * block_bytes]
+            put_half(half_bits(supers[0, lane]), target)
+            put_half(half_bits(supers[1, lane]), target[2:])
+            _pack(codes, subs[0, :, lane], subs[1, :, lane], high == np.float32(31), target)
 
 
 @compiled(finite=True)
@@ -180,8 +130,7 @@ def _settle(
     weights: Array,
     sum_w: Array,
     high: np.float32,
-    reach: int,
-    n_rounds: int,
+    search: Search,
     fits: Array,
     supers: Array,
     subs: Array,
@@ -196,12 +145,14 @@ def _settle(
     total_least = np.full(LANES, HUGE, np.float32)
     least = np.empty(LANES, np.float32)
     total = np.empty(LANES, np.float32)
-    for turn in range(n_rounds):
+    for turn in range(search.n_rounds):
         for lane in range(LANES):
             total[lane] = np.float32(0)
         for j in range(_N_SUB):
             w = weights[j * _SUB : (j + 1) * _SUB]
-            _settle_sub_block(tile[j], w, sum_w[j], high, reach, fits[:, j], current, chosen[:, j], least, work)
+            _settle_sub_block(
+                tile[j], w, sum_w[j], high, search.reach, fits[:, j], current, chosen[:, j], least, work
+            )
             for lane in range(LANES):
                 total[lane] += least[lane]
         for lane in range(LANES):
@@ -211,7 +162,7 @@ def _settle(
                     supers[part, lane] = current[part, lane]
                     for j in range(_N_SUB):
                         subs[part, j, lane] = chosen[part, j, lane]
-        if turn < n_rounds - 1:
+        if turn < search.n_rounds - 1:
             _refit_supers(tile, weights, sum_w, high, fits, current, chosen, work)
 
 
@@ -299,30 +250,23 @@ def _refit_supers(
 
 
 @compiled()
-def _pack(
-    codes: Array, supers: Array, subs: Array, n: int, has_fifth: bool, first_row: int, at: int, out: Array
-) -> None:
-    """Layout: d, dmin, twelve bytes of s and m, for Q5_K 32 bytes of fifth bits, 128 bytes of fours."""
+def _pack(codes: Array, scales: Array, minima: Array, has_fifth: bool, block: Array) -> None:
+    """Write twelve bytes of s and m, for Q5_K 32 bytes of fifth bits, 128 bytes of fours, after d and dmin."""
     fours_at = 48 if has_fifth else 16
-    for lane in range(n):
-        block = out[first_row + lane, at:]
-        put_half(half_bits(supers[0, lane]), block)
-        put_half(half_bits(supers[1, lane]), block[2:])
-        for j in range(4):
-            s_low, s_high = np.int32(subs[0, j, lane]), np.int32(subs[0, j + 4, lane])
-            m_low, m_high = np.int32(subs[1, j, lane]), np.int32(subs[1, j + 4, lane])
-            block[4 + j] = np.uint8(s_low | ((s_high >> 4) << 6))
-            block[8 + j] = np.uint8(m_low | ((m_high >> 4) << 6))
-            block[12 + j] = np.uint8((s_high & 15) | ((m_high & 15) << 4))
-        for i in range(32):
-            for pair in range(4):
-                first, second = codes[pair * 64 + i, lane], codes[pair * 64 + 32 + i, lane]
-                block[fours_at + pair * 32 + i] = np.uint8((first & 15) | ((second & 15) << 4))
-            if has_fifth:
-                bits = 0
-                for j in range(_N_SUB):
-                    bits |= int(codes[j * _SUB + i, lane] >> 4) << j
-                block[16 + i] = np.uint8(bits)
+    for j in range(4):
+        s_low, s_high = np.int32(scales[j]), np.int32(scales[j + 4])
+        m_low, m_high = np.int32(minima[j]), np.int32(minima[j + 4])
+        block[4 + j] = np.uint8(s_low | ((s_high >> 4) << 6))
+        block[8 + j] = np.uint8(m_low | ((m_high >> 4) << 6))
+        block[12 + j] = np.uint8((s_high & 15) | ((m_high & 15) << 4))
+    for pair in range(4):
+        pack_fours(codes[pair * 64 : (pair + 1) * 64], 0, block[fours_at + pair * 32 :])
+    if has_fifth:
+        for i in range(_SUB):
+            bits = 0
+            for j in range(_N_SUB):
+                bits |= (codes[j * _SUB + i] >> 4) << j
+            block[16 + i] = np.uint8(bits)
 
 
 def decode(kind: GgmlType, data: ByteRows, n_columns: int) -> Float32Rows:
@@ -339,8 +283,7 @@ def _decode(data: Array, has_fifth: bool, out: Array) -> None:
     for row in range(n_rows):
         for block in range(n_columns // _SUPER):
             source = data[row, block * block_bytes : (block + 1) * block_bytes]
-            d = half_value(np.uint16(source[0]) | (np.uint16(source[1]) << np.uint16(8)))
-            dmin = half_value(np.uint16(source[2]) | (np.uint16(source[3]) << np.uint16(8)))
+            d, dmin = get_half(source), get_half(source[2:])
             fours = source[block_bytes - 128 :]
             for j in range(_N_SUB):
                 if j < 4:
