@@ -60,12 +60,12 @@ _MAKERS: Mapping[ValueType, Callable[[Any], Value]] = {
 
 
 def general_metadata(
-    checkpoint: Checkpoint, tensors: Sequence[Tensor], model_name: str | None, architecture: str
+    checkpoint: Checkpoint, tensors: Sequence[Tensor], model_name: str | None, architecture: str, kind: str = "model"
 ) -> dict[str, Value]:
     """Return the `general.*` keys up to the file type, in the order of llama.cpp's converter.
 
-    model_name: replaces the guessed name. architecture: `general.architecture`. Raises CheckpointError when the model
-    card or generation_config.json holds something that cannot be written.
+    model_name: replaces the guessed name. architecture: `general.architecture`. kind: `general.type`. Raises
+    CheckpointError when the model card or generation_config.json holds something that cannot be written.
     """
     import gguf
 
@@ -80,7 +80,7 @@ def general_metadata(
         if known.size_label is None and total > 0:
             known.size_label = gguf.size_label(total, shared, expert, n_experts)
         writer = gguf.GGUFWriter(None, architecture)
-        writer.add_type("model")
+        writer.add_type(kind)
         known.set_gguf_meta_model(writer)
         return {key: _value(entry) for key, entry in writer.kv_data[0].items()}
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError) as error:
@@ -91,18 +91,20 @@ def general_metadata(
 
 
 def default_file_name(metadata: Metadata, out_type: GgmlType | FileType) -> str:
-    """Return the file name that llama.cpp's converter gives a model (gguf's naming convention)."""
+    """Return the file name that llama.cpp's converter gives a model or projector (gguf's naming convention)."""
     import gguf
 
     def known(key: str) -> str | None:
         return get_string(metadata, f"general.{key}") if f"general.{key}" in metadata else None
 
+    is_projector = known("type") == "mmproj"
+    size = None if is_projector else known("size_label")
     stem: str = gguf.naming_convention(
-        known("name"), known("basename"), known("finetune"), known("version"), known("size_label"), out_type.name
+        known("name"), known("basename"), known("finetune"), known("version"), size, out_type.name
     )
     # a name from a model card may hold anything; what remains is one plain file name
     plain = "".join("-" if character in '\\/:*?"<>|' or ord(character) < 32 else character for character in stem)
-    return f"{plain.lstrip('.')[:200]}.gguf"
+    return f"{'mmproj-' if is_projector else ''}{plain.lstrip('.')[:200]}.gguf"
 
 
 def parameter_counts(tensors: Sequence[Tensor]) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,12 +27,17 @@ class Presence(Enum):
     ABSENT = 3
 
 
+Transform = Callable[[Tensor], Tensor]
+"""From a tensor as it is stored (under its GGUF name) to what GGUF holds of it."""
+
+
 @dataclass(frozen=True)
 class Place:
     """The place of one checkpoint tensor.
 
     name: in the checkpoint, without prefixes such as `model.language_model.`. gguf: name in the GGUF.
-    shape: what the config makes of it, in numpy order. max_rows: rows beyond are not copied, None for all.
+    shape: what the config makes of it, in numpy order; () for a number, which becomes a vector of one.
+    max_rows: rows beyond are not copied, None for all. transform: None for tensors that are copied as they are.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Place:
     shape: tuple[int, ...]
     presence: Presence = Presence.REQUIRED
     max_rows: int | None = None
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ def _check_contents(found: Mapping[str, StoredTensor], table: Mapping[str, Place
 
 def _placed(tensor: StoredTensor, place: Place) -> Tensor:
     kind = FLOAT_TYPES[tensor.dtype]
-    shape = tensor.shape
+    shape = tensor.shape or (1,)
     if place.max_rows is not None:
         shape = (min(shape[0], place.max_rows), *shape[1:])
-    return Tensor(place.gguf, shape, kind, FileRows(tensor.file, tensor.offset, row_bytes(kind, shape[-1])))
+    stored = Tensor(place.gguf, shape, kind, FileRows(tensor.file, tensor.offset, row_bytes(kind, shape[-1])))
+    return stored if place.transform is None else place.transform(stored)

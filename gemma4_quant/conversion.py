@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ OUT_TYPES = ("bf16", "f16", "f32", "q8_0", "auto")
 class ConvertResult:
     """What `convert` wrote.
 
-    n_bytes: size of the file. types: how many tensors have each GGML type.
+    n_bytes: size of the file. types: how many tensors have each GGML type. remarks: what a user should know of it.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class ConvertResult:
     n_tensors: int
     types: dict[str, int]
     seconds: float
+    remarks: tuple[str, ...] = ()
 
 
 def convert(
@@ -51,15 +53,40 @@ def convert(
     the type. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the checkpoint is stored in.
     Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
     """
-    started = time.monotonic()
+    check_out_type(out_type)
+    model = load_model(checkpoint, model_name=model_name)
+    kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
+    output = output_path(checkpoint, outfile, model, kind)
+    return write_converted(
+        convert_plan(model, kind),
+        output,
+        kind,
+        inputs=input_files(checkpoint),
+        n_threads=n_threads,
+        progress=progress,
+    )
+
+
+def check_out_type(out_type: str) -> None:
+    """Raise UnsupportedTypeError for what is not in OUT_TYPES, in any case."""
     if out_type.lower() not in OUT_TYPES:
         raise UnsupportedTypeError(
             f"{out_type!r} is not an output type of convert ({', '.join(OUT_TYPES)}); for others run quantize"
         )
-    model = load_model(checkpoint, model_name=model_name)
-    kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
-    output = _output_path(checkpoint, outfile, model, kind)
-    plan = convert_plan(model, kind)
+
+
+def write_converted(
+    plan: Plan,
+    output: Path,
+    kind: GgmlType,
+    *,
+    inputs: Sequence[Path],
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+    remarks: tuple[str, ...] = (),
+) -> ConvertResult:
+    """Write the file of a plan with float types and say what was written; see write_gguf."""
+    started = time.monotonic()
     write_gguf(
         plan,
         output,
@@ -67,16 +94,17 @@ def convert(
         n_threads=n_threads,
         progress=progress,
         label=f"convert to {kind.name}",
-        inputs=input_files(checkpoint),
+        inputs=inputs,
     )
     return ConvertResult(
         path=output,
         out_type=kind.name.lower(),
         n_bytes=plan.n_bytes,
-        n_weights=model.n_weights,
+        n_weights=sum(planned.tensor.n_weights for planned in plan.tensors),
         n_tensors=len(plan.tensors),
         types=dict(Counter(planned.type.name for planned in plan.tensors)),
         seconds=time.monotonic() - started,
+        remarks=remarks,
     )
 
 
@@ -89,7 +117,8 @@ def convert_plan(model: Model, kind: GgmlType) -> Plan:
     )
 
 
-def _output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: GgmlType) -> Path:
+def output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: GgmlType) -> Path:
+    """Return the file to write; see convert's `outfile`."""
     try:
         is_directory = outfile is None or outfile.is_dir()
     except OSError as error:  # a name too long for the file system
