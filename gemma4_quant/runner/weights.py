@@ -14,6 +14,7 @@ from gemma4_quant.model import Model
 from gemma4_quant.runner.interrupts import deferred_interrupt
 from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.preflight import refuse_what_aborts
+from gemma4_quant.runner.trial import refuse_what_kills
 from gemma4_quant.source import open_gguf
 
 Tokens = npt.NDArray[np.int32]
@@ -38,6 +39,7 @@ class LoadedModel:
         self.path = path
         self.file: Model = open_gguf(path)
         refuse_what_aborts(self.file)
+        refuse_what_kills(path)
         self.n_gpu_layers = n_gpu_layers
         self._llama: Any = libraries().llama
         params = self._llama.llama_model_default_params()
