@@ -14,11 +14,9 @@ from gemma4_quant.destination import check_destination
 from gemma4_quant.errors import InputError
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.llama_library import device_text
-from gemma4_quant.runner.session import LOGITS_BYTES, Session, SessionOptions
+from gemma4_quant.runner.session import BATCH_TOKENS, LOGITS_BYTES, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.text import chunk_text
-
-_BATCH_TOKENS = 2048  # llama.cpp's default logical batch
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _session_options(model: LoadedModel, n_chunks: int, n_ctx: int, n_threads: i
     Every position asks for logits, or llama.cpp would skip the last layer's feed-forward for it; so the memory for
     logits bounds the batch.
     """
-    n_batch = max(1, min(_BATCH_TOKENS, LOGITS_BYTES // (4 * model.n_vocab)))
+    n_batch = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * model.n_vocab)))
     together = max(1, min(n_chunks, n_batch // n_ctx))
     n_batch = min(n_batch, together * n_ctx)
     return SessionOptions(n_ctx=n_ctx, n_sequences=together, n_batch=n_batch, n_outputs=n_batch, n_threads=n_threads)
@@ -131,10 +129,16 @@ def _run(session: Session, chunks: npt.NDArray[np.int32], accumulator: Accumulat
         for first in range(0, len(chunks), together):
             group = chunks[first : first + together]
             session.clear()
-            step = session.options.n_batch // len(group)
+            step = _even_step(n_ctx, session.options.n_batch // len(group))
             for start in range(0, n_ctx, step):
                 session.decode(group[:, start : start + step], start, slice(None))
             accumulator.check_finite()
             progress.advance(len(group))
     finally:
         progress.finish()
+
+
+def _even_step(n_positions: int, most: int) -> int:
+    """Return positions per decode, as even as can be: a short rest would not be counted (Accumulator.wants)."""
+    n_steps = -(-n_positions // most)
+    return -(-n_positions // n_steps)

@@ -27,11 +27,9 @@ from gemma4_quant.metrics import (
     summarise,
 )
 from gemma4_quant.progress import Progress
-from gemma4_quant.runner.session import LOGITS_BYTES, Session, SessionOptions
+from gemma4_quant.runner.session import BATCH_TOKENS, LOGITS_BYTES, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.text import Chunks, chunk_text
-
-_BATCH_TOKENS = 2048  # llama.cpp's default logical batch
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,11 @@ def _session_options(model: LoadedModel, chunks: Chunks, options: EvaluationOpti
     n_chunks, n_ctx = chunks.tokens.shape
     most_outputs = max(1, LOGITS_BYTES // (4 * model.n_vocab))
     n_scored = n_ctx - 1 - n_ctx // 2
-    together = max(1, min(n_chunks, _BATCH_TOKENS // n_ctx, most_outputs // max(1, n_scored)))
+    together = max(1, min(n_chunks, BATCH_TOKENS // n_ctx, most_outputs // max(1, n_scored)))
     return SessionOptions(
         n_ctx=n_ctx,
         n_sequences=together,
-        n_batch=min(_BATCH_TOKENS, together * n_ctx),
+        n_batch=min(BATCH_TOKENS, together * n_ctx),
         n_outputs=min(most_outputs, together * max(1, n_scored)),
         n_threads=options.n_threads,
         key_type=options.cache_type,

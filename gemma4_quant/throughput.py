@@ -13,11 +13,9 @@ import numpy as np
 from gemma4_quant.errors import InputError
 from gemma4_quant.metadata import get_int, get_string
 from gemma4_quant.progress import Progress
-from gemma4_quant.runner.session import Batch, Session, SessionOptions
+from gemma4_quant.runner.session import BATCH_TOKENS, MICRO_BATCH_TOKENS, Batch, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 
-_BATCH_TOKENS = 2048  # llama-bench -b
-_MICRO_BATCH_TOKENS = 512  # llama-bench -ub
 _MAX_TOKENS = 1 << 20  # for models that do not name their context length; four times that of any Gemma 4
 _SEED = 42
 
@@ -75,7 +73,7 @@ def _measure_prompt(
     model: LoadedModel, progress: Progress, n_tokens: int, repetitions: int, n_threads: int | None
 ) -> Speed:
     batches = [
-        _batch(model, start, min(_BATCH_TOKENS, n_tokens - start)) for start in range(0, n_tokens, _BATCH_TOKENS)
+        _batch(model, start, min(BATCH_TOKENS, n_tokens - start)) for start in range(0, n_tokens, BATCH_TOKENS)
     ]
     with Session(model, _options(n_tokens, n_threads)) as session:
 
@@ -106,8 +104,8 @@ def _measure_generation(
 def _options(n_tokens: int, n_threads: int | None) -> SessionOptions:
     return SessionOptions(
         n_ctx=n_tokens,
-        n_batch=min(_BATCH_TOKENS, n_tokens),
-        n_ubatch=min(_MICRO_BATCH_TOKENS, n_tokens),
+        n_batch=min(BATCH_TOKENS, n_tokens),
+        n_ubatch=min(MICRO_BATCH_TOKENS, n_tokens),
         n_threads=n_threads,
     )
 

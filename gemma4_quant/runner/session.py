@@ -26,6 +26,12 @@ _CACHE_TYPES = frozenset(
     GgmlType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 )
 
+BATCH_TOKENS = 2048
+"""Tokens of one decode, as in llama.cpp's tools (-b)."""
+
+MICRO_BATCH_TOKENS = 512
+"""Tokens computed at a time, as in llama.cpp's tools (-ub)."""
+
 LOGITS_BYTES = 256 << 20
 """Most memory for the logits of one decode; 256 positions of Gemma's 262,144 tokens."""
 
@@ -42,8 +48,8 @@ class SessionOptions:
 
     n_ctx: int = 512
     n_sequences: int = 1
-    n_batch: int = 2048
-    n_ubatch: int = 512
+    n_batch: int = BATCH_TOKENS
+    n_ubatch: int = MICRO_BATCH_TOKENS
     n_outputs: int = 1
     n_threads: int | None = None
     key_type: GgmlType = GgmlType.F16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checkpoints import EXAMPLE
 
-from gemma4_quant.calibration import calibrate
+from gemma4_quant.calibration import calibrate, collect
 from gemma4_quant.calibration.accumulate import Accumulator
 from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.errors import GgufError, InputError, NonFiniteError, OutputError, RunError, TextError
@@ -105,6 +105,13 @@ def test_a_long_chunk_may_take_several_batches(example_bf16, tmp_path):
     importance = read_importance(result.path)
     assert importance.entries["blk.0.attn_q.weight"].counts[0] == 3000
     assert importance.entries["blk.5.ffn_down.weight"].counts[0] == 3000
+
+
+def test_a_large_vocabulary_costs_no_token_at_the_end_of_a_chunk(example_bf16, tmp_path, monkeypatch):
+    """Memory for logits bounds a batch to 256 tokens of Gemma's vocabulary; 264 must not leave 8 behind."""
+    monkeypatch.setattr(collect, "LOGITS_BYTES", 256 * 4 * 2048)
+    result = calibrate(example_bf16, [TEXT], output=tmp_path / "wide.gguf", n_ctx=264, n_chunks=1)
+    assert read_importance(result.path).entries["blk.5.ffn_down.weight"].counts[0] == 264
 
 
 def test_what_cannot_work_fails_before_the_run_and_leaves_no_file(example_bf16, tmp_path):
