@@ -1,6 +1,10 @@
 """Models that several tests run: the example and a random mixture of experts, converted by the package itself."""
 
+import os
 from pathlib import Path
+
+# Before libgomp is loaded: on a machine with other work, llama.cpp's threads else spend most of their time spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 from checkpoints import EXAMPLE, write_checkpoint
