@@ -37,7 +37,10 @@ def _skip_package_start() -> None:
 
 
 def try_loading(request: Mapping[str, Any]) -> dict[str, str]:
-    """Take `{"path": …}`; answer `{}` when the file loads, `{"refused": …}` with llama.cpp's reason when not."""
+    """Take `{"path": …, "has_context": …}`; answer `{}`, or `{"refused": …}` with llama.cpp's reason.
+
+    has_context: whether the model runs alone, so that a context can be made for it.
+    """
     from gemma4_quant.errors import RunError
     from gemma4_quant.runner.llama_library import last_errors, libraries
 
@@ -52,13 +55,14 @@ def try_loading(request: Mapping[str, Any]) -> dict[str, str]:
     model = llama.llama_model_load_from_file(os.fsencode(request["path"]), params)
     if not model:
         return {"refused": last_errors()}
-    settings = llama.llama_context_default_params()
-    settings.n_ctx = settings.n_batch = settings.n_ubatch = settings.n_outputs_max = _N_CTX
-    settings.n_threads = settings.n_threads_batch = 1
-    context = llama.llama_init_from_model(model, settings)
-    if not context:
-        return {"refused": last_errors()}
-    llama.llama_free(context)
+    if request["has_context"]:
+        settings = llama.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = settings.n_outputs_max = _N_CTX
+        settings.n_threads = settings.n_threads_batch = 1
+        context = llama.llama_init_from_model(model, settings)
+        if not context:
+            return {"refused": last_errors()}
+        llama.llama_free(context)
     llama.llama_model_free(model)
     return {}
 
@@ -66,10 +70,12 @@ def try_loading(request: Mapping[str, Any]) -> dict[str, str]:
 _ABORT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # ggml_abort_callback_t (ggml.h)
 
 
-@_ABORT_CALLBACK
 def _tell(message: bytes) -> None:
     sys.stdout.write(json.dumps({"refused": message.decode(errors="replace")}) + "\n")
     sys.stdout.flush()
+
+
+_TELL = _ABORT_CALLBACK(_tell)  # kept, because C keeps the pointer
 
 
 def _tell_before_aborting(libllama: Any) -> None:
@@ -83,7 +89,7 @@ def _tell_before_aborting(libllama: Any) -> None:
     except AttributeError:  # Windows does not look into the libraries that a library uses
         return
     set_callback.argtypes, set_callback.restype = [_ABORT_CALLBACK], ctypes.c_void_p
-    set_callback(_tell)
+    set_callback(_TELL)
 
 
 if __name__ == "__main__":

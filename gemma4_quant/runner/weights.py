@@ -39,7 +39,7 @@ class LoadedModel:
         self.path = path
         self.file: Model = open_gguf(path)
         refuse_what_aborts(self.file)
-        refuse_what_kills(path)
+        refuse_what_kills(self.file)
         self.n_gpu_layers = n_gpu_layers
         self._llama: Any = libraries().llama
         params = self._llama.llama_model_default_params()

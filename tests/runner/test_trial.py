@@ -3,14 +3,19 @@
 from pathlib import Path
 
 import pytest
+from checkpoints import write_checkpoint
 
+from gemma4_quant.conversion import convert
 from gemma4_quant.errors import RunError
 from gemma4_quant.gguf_header import encode_header
 from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.limited_process import Limits
 from gemma4_quant.metadata import Value, uint32
 from gemma4_quant.runner import trial
-from gemma4_quant.runner.trial import refuse_what_kills
+
+
+def try_loading(path: Path) -> None:
+    trial.refuse_what_kills(read_gguf(path))
 
 
 def with_value(source: Path, target: Path, key: str, value: Value) -> Path:
@@ -27,10 +32,10 @@ def with_value(source: Path, target: Path, key: str, value: Value) -> Path:
 def test_sound_models_pass_and_are_not_tried_twice(
     example_bf16: Path, moe_bf16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse_what_kills(example_bf16)
-    refuse_what_kills(moe_bf16)
+    try_loading(example_bf16)
+    try_loading(moe_bf16)
     monkeypatch.setattr(trial, "LimitedProcess", None)
-    refuse_what_kills(example_bf16)
+    try_loading(example_bf16)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_an_abort_of_llama_cpp_becomes_an_error_with_its_words(
 ) -> None:
     path = with_value(example_bf16, tmp_path / "aborts.gguf", key, value)
     with pytest.raises(RunError, match=reason) as caught:
-        refuse_what_kills(path)
+        try_loading(path)
     assert str(path) in str(caught.value)
 
 
@@ -54,16 +59,25 @@ def test_a_refusal_of_llama_cpp_becomes_an_error_with_its_words(example_bf16: Pa
     path = tmp_path / "bare.gguf"
     path.write_bytes(encode_header(read_gguf(example_bf16).metadata, []))
     with pytest.raises(RunError, match=r"token_embd\.weight"):
-        refuse_what_kills(path)
+        try_loading(path)
 
 
 def test_a_file_that_changed_is_tried_again(example_bf16: Path, tmp_path: Path) -> None:
     path = tmp_path / "changes.gguf"
     path.write_bytes(example_bf16.read_bytes())
-    refuse_what_kills(path)
+    model = read_gguf(path)
+    trial.refuse_what_kills(model)
     path.write_bytes(b"GGUF")
     with pytest.raises(RunError, match="cannot load"):
-        refuse_what_kills(path)
+        trial.refuse_what_kills(model)
+    path.unlink()
+    with pytest.raises(RunError, match=r"cannot open .*changes\.gguf"):
+        trial.refuse_what_kills(model)
+
+
+def test_a_drafter_is_loaded_without_a_context(tmp_path: Path) -> None:
+    path = convert(write_checkpoint(tmp_path / "drafter", "assistant"), tmp_path / "drafter.gguf", "bf16").path
+    try_loading(path)
 
 
 def test_a_load_without_end_is_ended(example_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +85,4 @@ def test_a_load_without_end_is_ended(example_bf16: Path, tmp_path: Path, monkeyp
     path.write_bytes(example_bf16.read_bytes())
     monkeypatch.setattr(trial, "LIMITS", Limits(seconds=0.0, memory_bytes=4 << 30))
     with pytest.raises(RunError, match="takes longer than"):
-        refuse_what_kills(path)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"cannot open .*gone\.gguf"):
-        refuse_what_kills(tmp_path / "gone.gguf")
+        try_loading(path)
