@@ -74,13 +74,13 @@ def libraries() -> Libraries:
     except (OSError, RuntimeError) as error:
         raise RunError(f"the ggml libraries of llama-cpp-python cannot be loaded: {error}") from error
     _declare(ggml, ggml_base)
-    llama.llama_log_set(_log_callback(llama), None)
+    llama.llama_log_set(log_callback(llama), None)
     llama.llama_backend_init()
     return Libraries(llama, ggml, ggml_base)
 
 
 @functools.cache
-def _log_callback(llama: ModuleType) -> Any:
+def log_callback(llama: ModuleType) -> Any:
     """Wrap the log receiver for C; cached, because C keeps the pointer for as long as the process runs."""
     return llama.llama_log_callback(_log.receive)
 

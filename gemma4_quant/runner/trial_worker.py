@@ -16,18 +16,18 @@ from typing import Any
 from gemma4_quant.limited_process import serve
 
 _N_CTX = 64
-_LOAD_MODE_NONE = 0  # LLAMA_LOAD_MODE_NONE (llama.h): without a map, whose pages would be read ahead
+LOAD_MODE_NONE = 0  # LLAMALOAD_MODE_NONE (llama.h): without a map, whose pages would be read ahead
 
 
 def main() -> None:
     """Serve trials."""
     # ggml starts a debugger for its backtraces, which takes seconds and writes to standard output.
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    _skip_package_start()
+    skip_package_start()
     serve(try_loading)
 
 
-def _skip_package_start() -> None:
+def skip_package_start() -> None:
     """Let `llama_cpp.llama_cpp` be imported without its package, which imports much that a trial does not need."""
     found = importlib.util.find_spec("llama_cpp")
     if found is not None and found.submodule_search_locations:
@@ -49,9 +49,9 @@ def try_loading(request: Mapping[str, Any]) -> dict[str, str]:
     except RunError as error:
         return {"refused": str(error)}
     llama: Any = loaded.llama
-    _tell_before_aborting(llama._lib)
+    tell_before_aborting(llama._lib)
     params = llama.llama_model_default_params()
-    params.no_alloc, params.load_mode, params.n_gpu_layers = True, _LOAD_MODE_NONE, 0
+    params.no_alloc, params.load_mode, params.n_gpu_layers = True, LOAD_MODE_NONE, 0
     model = llama.llama_model_load_from_file(os.fsencode(request["path"]), params)
     if not model:
         return {"refused": last_errors()}
@@ -78,7 +78,7 @@ def _tell(message: bytes) -> None:
 _TELL = _ABORT_CALLBACK(_tell)  # kept, because C keeps the pointer
 
 
-def _tell_before_aborting(libllama: Any) -> None:
+def tell_before_aborting(libllama: Any) -> None:
     """Have ggml say why it aborts.
 
     The function is looked up through libllama: a wheel may hold libggml-base under several names, each of which the
