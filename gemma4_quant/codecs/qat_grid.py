@@ -18,8 +18,8 @@ from gemma4_quant.codecs.lanes import Array
 from gemma4_quant.compiled import compiled
 
 _TELLING = 8
-"""Nonzero weights from which a block tells grids from chance: seven ordinary ones beside the largest all lie on one of
-the eight lattices that it allows about once in 10⁷ blocks."""
+"""Nonzero weights from which a block tells grids from chance: seven ordinary ones beside the largest all lie on one
+of the eight lattices that it allows about once in 10⁷ blocks."""
 
 _N_MAGNITUDES = 9  # of codes: 0 to 8
 
@@ -100,7 +100,6 @@ def _fit(
     most = max(-low, high)
     found = np.empty(n_weights, np.int32)
     for row in range(n_rows):
-        likely = most  # the code of the largest weight; neighbours tend to share it
         for block in range(n_columns // n_weights):
             start = block * n_weights
             x = rows[row, start : start + n_weights]
@@ -109,10 +108,9 @@ def _fit(
                 states[row, block] = 2
                 continue
             telling[row, block] = n_nonzero >= _TELLING and _differ(x)
-            best = 0
-            for attempt in range(most + 1):
-                k = likely if attempt == 0 else attempt
-                if attempt == likely or not _on_lattice(x, largest / np.float32(k), dropped_bits, found):
+            best = -1
+            for k in range(1, most + 1):  # the code of the largest weight
+                if not _on_lattice(x, largest / np.float32(k), dropped_bits, found):
                     continue
                 sign = _sign(found, low, high)
                 scale, n_exact = _best_scale(x, found, dropped_bits)
@@ -124,7 +122,6 @@ def _fit(
                     codes[row, start + i] = np.int8(sign * found[i])
                 states[row, block] = 2 if n_exact == n_weights else 1
                 if n_exact == n_weights:
-                    likely = k
                     break
 
 
@@ -141,15 +138,15 @@ def _largest(x: Array) -> tuple[np.float32, int]:
 
 @compiled()
 def _differ(x: Array) -> bool:
+    differ = False
     for i in range(1, len(x)):
-        if x[i] != x[0]:
-            return True
-    return False
+        differ |= x[i] != x[0]
+    return differ
 
 
 @compiled()
 def _on_lattice(x: Array, step: np.float32, dropped_bits: int, codes: Array) -> bool:
-    """Round weights to multiples of `step`; tell whether all are as near as the rounding of weights and step allows."""
+    """Write weights in steps; tell whether all are whole ones but for the rounding of weights and step."""
     # half a unit in the last place, for the weight and for the step, and some room for this arithmetic
     tolerance = np.float32(2.0 ** (max(dropped_bits, 3) - 23) * 1.02)
     inverse = np.float32(1) / step
@@ -182,7 +179,7 @@ def _sign(codes: Array, low: int, high: int) -> int:
 def _best_scale(x: Array, codes: Array, dropped_bits: int) -> tuple[np.float32, int]:
     """Return the positive float16 scale with which most decoded weights round to x, and how many do.
 
-    Among equals the one nearest to the least-squares scale. No weight agrees when two allow no scale in common.
+    Among equals the one nearest to the least-squares scale. The count is -1 when no scale would do.
     """
     least = np.full(_N_MAGNITUDES, np.int64(0x7F800000))  # bits of the smallest and largest weight of each code
     most = np.zeros(_N_MAGNITUDES, np.int64)
@@ -202,9 +199,9 @@ def _best_scale(x: Array, codes: Array, dropped_bits: int) -> tuple[np.float32, 
             lowest = max(lowest, np.float64(np.int32(most[code] - half_unit).view(np.float32)) / code)
             highest = min(highest, np.float64(np.int32(least[code] + half_unit).view(np.float32)) / code)
     if lowest > highest * (1 + _SLACK):
-        return np.float32(0), 0
+        return np.float32(0), -1
     centre = half_value(half_bits(np.float32(sum_xl / sum_ll)))
-    best, n_best = centre, 0
+    best, n_best = centre, -1
     for attempt in range(2 * _N_STEPS + 1):
         away = (attempt + 1) // 2
         scale = half_step(centre, away if attempt % 2 else -away)
@@ -216,7 +213,7 @@ def _best_scale(x: Array, codes: Array, dropped_bits: int) -> tuple[np.float32, 
         if n_exact == len(x):
             break
     if n_best < len(x) and lowest >= highest * (1 - _SLACK):
-        return best, 0  # a single scale is left and float16 has not got it: as good as none
+        return best, -1  # a single scale is left and float16 has not got it: as good as none
     return best, n_best
 
 
