@@ -1,5 +1,6 @@
 """From an opened checkpoint to the Model that the pipeline encodes and writes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
@@ -9,6 +10,7 @@ from gemma4_quant.converters.decoders import read_decoder
 from gemma4_quant.converters.families import Family
 from gemma4_quant.converters.float_types import auto_type
 from gemma4_quant.converters.gemma4 import rope_frequencies
+from gemma4_quant.converters.lora import merge_adapters
 from gemma4_quant.converters.places import place_tensors
 from gemma4_quant.converters.special_tokens import special_metadata, special_texts
 from gemma4_quant.converters.text_config import TextConfig
@@ -23,9 +25,12 @@ QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION (ggml.h): the layout of block formats."""
 
 
-def load_model(directory: Path, *, model_name: str | None = None) -> Model:
-    """Open the checkpoint in `directory` and convert it; see open_checkpoint and convert_checkpoint."""
-    return convert_checkpoint(open_checkpoint(directory), model_name=model_name)
+def load_model(directory: Path, *, model_name: str | None = None, adapters: Sequence[Path] = ()) -> Model:
+    """Open the checkpoint in `directory`, merge `adapters` (directories of PEFT) into it, and convert it.
+
+    See open_checkpoint, merge_adapters and convert_checkpoint.
+    """
+    return convert_checkpoint(merge_adapters(open_checkpoint(directory), adapters), model_name=model_name)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, *, model_name: str | None = None) -> Model:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from gemma4_quant.checkpoint import CheckpointTensor
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError, listed
-from gemma4_quant.ggml import GgmlType, row_bytes
-from gemma4_quant.model import FileRows, Tensor
-from gemma4_quant.safetensors_header import StoredTensor
+from gemma4_quant.ggml import GgmlType
+from gemma4_quant.model import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Drop:
 
 
 def place_tensors(
-    stored: Mapping[str, StoredTensor], places: Iterable[Place], drops: Sequence[Drop], architecture: str
+    stored: Mapping[str, CheckpointTensor], places: Iterable[Place], drops: Sequence[Drop], architecture: str
 ) -> list[Tensor]:
     """Give every checkpoint tensor its place, in checkpoint order.
 
@@ -67,10 +67,10 @@ def place_tensors(
     listing all tensors of a wrong shape or of a dtype that is not F32, F16 or BF16.
     """
     table = {place.name: place for place in places if place.presence is not Presence.ABSENT}
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, CheckpointTensor] = {}
     unknown, dropped = [], []
     for tensor in stored.values():
-        name = _PREFIX.sub("", tensor.name, count=1)
+        name = bare_name(tensor.name)
         reason = _drop_reason(tensor.name, drops)
         if reason is not None:
             dropped.append((tensor.name, reason))
@@ -83,6 +83,11 @@ def place_tensors(
     _check_complete(unknown, [name for name in required if name not in found], architecture)
     _check_contents(found, table)
     return [_placed(tensor, table[name]) for name, tensor in found.items()]
+
+
+def bare_name(name: str) -> str:
+    """Return a tensor's name without prefixes such as `model.language_model.`, which differ between saves."""
+    return _PREFIX.sub("", name, count=1)
 
 
 def _drop_reason(name: str, drops: Sequence[Drop]) -> str | None:
@@ -112,7 +117,7 @@ def _check_complete(unknown: list[str], missing: list[str], architecture: str) -
         )
 
 
-def _check_contents(found: Mapping[str, StoredTensor], table: Mapping[str, Place]) -> None:
+def _check_contents(found: Mapping[str, CheckpointTensor], table: Mapping[str, Place]) -> None:
     packed = [f"{tensor.name} ({tensor.dtype})" for tensor in found.values() if tensor.dtype not in FLOAT_TYPES]
     if packed:
         raise CheckpointError(
@@ -130,10 +135,10 @@ def _check_contents(found: Mapping[str, StoredTensor], table: Mapping[str, Place
         )
 
 
-def _placed(tensor: StoredTensor, place: Place) -> Tensor:
+def _placed(tensor: CheckpointTensor, place: Place) -> Tensor:
     kind = FLOAT_TYPES[tensor.dtype]
     shape = tensor.shape or (1,)
     if place.max_rows is not None:
         shape = (min(shape[0], place.max_rows), *shape[1:])
-    stored = Tensor(place.gguf, shape, kind, FileRows(tensor.file, tensor.offset, row_bytes(kind, shape[-1])))
+    stored = Tensor(place.gguf, shape, kind, tensor.source)
     return stored if place.transform is None else place.transform(stored)

@@ -44,6 +44,7 @@ def convert(
     out_type: str = "auto",
     *,
     model_name: str | None = None,
+    adapters: Sequence[Path] = (),
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -51,12 +52,15 @@ def convert(
 
     outfile: a file, a directory to put it in, or None for the checkpoint's own; `{ftype}` in the name stands for
     the type. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the checkpoint is stored in.
+    adapters: directories of LoRA adapters to merge, one after the other.
     Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
     """
     check_out_type(out_type)
-    model = load_model(checkpoint, model_name=model_name)
+    model = load_model(checkpoint, model_name=model_name, adapters=adapters)
     kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
     output = output_path(checkpoint, outfile, model, kind)
+    if adapters and (outfile is None or output.parent == outfile):  # not the name of the model without them
+        output = output.with_stem("-".join([output.stem, *(adapter.resolve().name for adapter in adapters)])[:200])
     return write_converted(
         convert_plan(model, kind),
         output,

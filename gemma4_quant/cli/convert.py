@@ -40,6 +40,10 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option("--model-name", help="Name to record in the file.", show_default="the directory's"),
         ] = None,
+        adapter: Annotated[
+            list[Path] | None,
+            typer.Option("--adapter", help="Directory of a LoRA adapter to merge; repeatable.", show_default=False),
+        ] = None,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -57,6 +61,7 @@ def register(app: typer.Typer) -> None:
             outfile,
             outtype,
             model_name=model_name,
+            adapters=adapter or (),
             n_threads=threads,
             progress=terminal_progress(),
         )
