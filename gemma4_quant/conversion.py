@@ -15,6 +15,7 @@ from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model
 from gemma4_quant.plan import Assignment, Plan, make_plan
 from gemma4_quant.progress import Progress
+from gemma4_quant.shards import SplitRule, shard_paths
 from gemma4_quant.writer import write_gguf
 
 OUT_TYPES = ("bf16", "f16", "f32", "q8_0", "auto")
@@ -25,7 +26,8 @@ OUT_TYPES = ("bf16", "f16", "f32", "q8_0", "auto")
 class ConvertResult:
     """What `convert` wrote.
 
-    n_bytes: size of the file. types: how many tensors have each GGML type. remarks: what a user should know of it.
+    path: the file, or the first of `files`, which llama.cpp loads, when the model is split. n_bytes: of all files.
+    types: how many tensors have each GGML type. remarks: what a user should know of it.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class ConvertResult:
     types: dict[str, int]
     seconds: float
     remarks: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 def convert(
@@ -45,14 +48,15 @@ def convert(
     *,
     model_name: str | None = None,
     adapters: Sequence[Path] = (),
+    split: SplitRule | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertResult:
-    """Convert a Gemma 4 checkpoint directory to a GGUF file.
+    """Convert a Gemma 4 checkpoint directory to a GGUF file, or to several if `split` says so.
 
     outfile: a file, a directory to put it in, or None for the checkpoint's own; `{ftype}` in the name stands for
     the type. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the checkpoint is stored in.
-    adapters: directories of LoRA adapters to merge, one after the other.
+    adapters: directories of LoRA adapters to merge, one after the other. split: such as shards.SplitLimits.
     Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
     """
     check_out_type(out_type)
@@ -62,7 +66,7 @@ def convert(
     if adapters and (outfile is None or output.parent == outfile):  # not the name of the model without them
         output = output.with_stem("-".join([output.stem, *(adapter.resolve().name for adapter in adapters)])[:200])
     return write_converted(
-        convert_plan(model, kind),
+        convert_plan(model, kind, split),
         output,
         kind,
         inputs=input_files(checkpoint),
@@ -100,8 +104,9 @@ def write_converted(
         label=f"convert to {kind.name}",
         inputs=inputs,
     )
+    files = shard_paths(output, len(plan.files))
     return ConvertResult(
-        path=output,
+        path=files[0],
         out_type=kind.name.lower(),
         n_bytes=plan.n_bytes,
         n_weights=sum(planned.tensor.n_weights for planned in plan.tensors),
@@ -109,15 +114,17 @@ def write_converted(
         types=dict(Counter(planned.type.name for planned in plan.tensors)),
         seconds=time.monotonic() - started,
         remarks=remarks,
+        files=files,
     )
 
 
-def convert_plan(model: Model, kind: GgmlType) -> Plan:
+def convert_plan(model: Model, kind: GgmlType, split: SplitRule | None = None) -> Plan:
     """Lay out a converted model: `kind` where llama.cpp's converter uses it, F32 or F16 elsewhere."""
     metadata = {**model.metadata, "general.file_type": uint32(FileType[kind.name])}
     return make_plan(
         metadata,
         [Assignment(tensor, float_type(tensor.name, tensor.shape, kind)) for tensor in model.tensors],
+        split,
     )
 
 

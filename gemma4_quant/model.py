@@ -180,11 +180,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """Metadata and tensors in file order. path: what it was read from, for messages and provenance."""
+    """Metadata and tensors in file order.
+
+    path: what it was read from, for messages and provenance. shard_sizes: how many of the tensors each file of a
+    split GGUF holds, in order; empty for a model that is not split.
+    """
 
     path: Path
     metadata: Metadata
     tensors: Sequence[Tensor]
+    shard_sizes: tuple[int, ...] = ()
 
     @property
     def n_weights(self) -> int:

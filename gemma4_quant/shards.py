@@ -5,7 +5,7 @@ first shard, and in every shard its number from 0, how many there are, and how m
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,17 +63,14 @@ class SplitLimits:
 
 @dataclass(frozen=True)
 class KeptSplit:
-    """Every tensor stays in the shard of its number, which does not fall from one tensor to the next."""
+    """As many tensors in each shard as the source had (Model.shard_sizes)."""
 
-    shard_of: Mapping[str, int]
+    shard_sizes: tuple[int, ...]
 
     def counts(self, names: Sequence[str], sizes: Sequence[int]) -> list[int]:
         """Return the number of tensors in each shard; see SplitRule."""
         del sizes
-        counts = [0] * (1 + max((self.shard_of[name] for name in names), default=0))
-        for name in names:
-            counts[self.shard_of[name]] += 1
-        return counts
+        return list(self.shard_sizes) or [len(names)]
 
 
 def parse_size(text: str) -> int:

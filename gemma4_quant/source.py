@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from gemma4_quant.errors import GgufError, InputError
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import get_string
 from gemma4_quant.model import Model
+from gemma4_quant.split_reader import read_model
 
 ARCHITECTURES = ("gemma4", "gemma4-assistant")
 """Values of `general.architecture` that this tool handles."""
@@ -23,10 +23,10 @@ def open_model(path: Path) -> Model:
 
 
 def open_gguf(path: Path) -> Model:
-    """Open a GGUF file of a Gemma 4 model; raises GgufError for any other."""
+    """Open a GGUF file of a Gemma 4 model, or all shards of a split one; raises GgufError for any other."""
     if not path.is_file():
         raise InputError(f"{path} is not a GGUF file; give one made by `gemma4-quant convert`")
-    model = read_gguf(path)
+    model = read_model(path)
     if "general.architecture" not in model.metadata:
         raise GgufError(f"{path} holds no model: it has no general.architecture")
     architecture = get_string(model.metadata, "general.architecture")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gemma4_quant.cli.options import Json, Threads, Verbose
-from gemma4_quant.cli.run import command, emit, set_up_logging, size_text, terminal_progress
+from gemma4_quant.cli.options import Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
+from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +44,8 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option("--adapter", help="Directory of a LoRA adapter to merge; repeatable.", show_default=False),
         ] = None,
+        split_max_size: SplitMaxSize = None,
+        split_max_tensors: SplitMaxTensors = None,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -62,12 +64,13 @@ def register(app: typer.Typer) -> None:
             outtype,
             model_name=model_name,
             adapters=adapter or (),
+            split=split_limits(split_max_size, split_max_tensors),
             n_threads=threads,
             progress=terminal_progress(),
         )
         types = ", ".join(f"{count} {name}" for name, count in result.types.items())
         text = (
-            f"wrote {result.path} ({size_text(result.n_bytes)}, {result.n_tensors} tensors: {types}) "
+            f"wrote {files_text(result.files)} ({size_text(result.n_bytes)}, {result.n_tensors} tensors: {types}) "
             f"in {result.seconds:.1f} s"
         )
         emit(result, as_json=json, text=text)

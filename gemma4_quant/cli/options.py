@@ -1,9 +1,14 @@
 """Options that several commands have, with one spelling and one help text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gemma4_quant.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma4_quant.shards import SplitLimits
 
 Threads = Annotated[
     int | None,
@@ -23,3 +28,30 @@ GpuLayers = Annotated[
 GgufArgument = Annotated[
     Path, typer.Argument(metavar="MODEL.gguf", help="GGUF file of a Gemma 4 model.", show_default=False)
 ]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--split-max-size",
+        metavar="N[K|M|G]",
+        help="Write several files of at most N bytes of tensors, such as 2G.",
+        show_default=False,
+    ),
+]
+SplitMaxTensors = Annotated[
+    int | None,
+    typer.Option(
+        "--split-max-tensors", min=1, help="Write several files of at most N tensors each.", show_default=False
+    ),
+]
+
+
+def split_limits(max_size: str | None, max_tensors: int | None) -> "SplitLimits | None":
+    """Return what the two options say; None when they are not given. Raises typer.BadParameter."""
+    from gemma4_quant.shards import SplitLimits, parse_size
+
+    if max_size is None and max_tensors is None:
+        return None
+    try:
+        return SplitLimits(None if max_size is None else parse_size(max_size), max_tensors)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -115,6 +115,11 @@ def _plain(value: object) -> object:
 def printable(text: str) -> str:
     """Replace control characters, which a hostile file could use to play tricks with the terminal."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def files_text(files: Sequence[Path]) -> str:
+    """Write which files an output consists of: its path, or the first and last of its shards."""
+    return str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
 
 
 def size_text(n_bytes: float) -> str:
