@@ -13,6 +13,7 @@ from gemma4_quant.metadata import Metadata, Value, ValueType, get_int, get_strin
 from gemma4_quant.model import Model
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (llama-hparams.h)
+_MAX_WINDOW = 1 << 24  # far above any context
 _TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -22,9 +23,8 @@ def refuse_what_aborts(model: Model) -> None:
         prefix = get_string(model.metadata, "general.architecture")
         _check_layers(model.metadata, prefix)
         _check_epsilon(model.metadata, f"{prefix}.attention.layer_norm_rms_epsilon")
-        for suffix in ("", "_swa"):
-            rope, key = f"{prefix}.rope.dimension_count{suffix}", f"{prefix}.attention.key_length{suffix}"
-            _check_rope(model.metadata, rope, key)
+        _check_window(model.metadata, f"{prefix}.attention.sliding_window")
+        _check_rope(model.metadata, prefix)
         _check_vocabulary(model.metadata)
     except GgufError as error:
         raise GgufError(f"{model.path}: {error}; llama.cpp cannot load this file, convert the model again") from error
@@ -54,15 +54,36 @@ def _check_epsilon(metadata: Metadata, key: str) -> None:
         raise GgufError(f"{key} is {epsilon}, not a non-negative number")
 
 
-def _check_rope(metadata: Metadata, rope_key: str, length_key: str) -> None:
-    if rope_key not in metadata:
-        return
-    n_rotated = get_int(metadata, rope_key)
-    if n_rotated % 2:
-        raise GgufError(f"{rope_key} is {n_rotated}, not even")
-    length = get_int(metadata, length_key, n_rotated)
-    if n_rotated > length:
-        raise GgufError(f"{rope_key} is {n_rotated}, more than {length_key}, {length}")
+def _check_window(metadata: Metadata, key: str) -> None:
+    # llama_kv_cache reserves four bytes for each position of the window, for every batch
+    if get_int(metadata, key, 0) > _MAX_WINDOW:
+        raise GgufError(f"{key} is {get_int(metadata, key)}, more than {_MAX_WINDOW}")
+
+
+def _check_rope(metadata: Metadata, prefix: str) -> None:
+    """Check how many values of a head rotate: zero never ends. Defaults are those of llama_model::load_hparams."""
+    n_heads = max(1, _first_int(metadata, f"{prefix}.attention.head_count", 1))
+    length = get_int(metadata, f"{prefix}.embedding_length", 0) // n_heads
+    n_rotated: int | None = None
+    for suffix in ("", "_swa"):
+        rope_key, length_key = f"{prefix}.rope.dimension_count{suffix}", f"{prefix}.attention.key_length{suffix}"
+        length = get_int(metadata, length_key, length)
+        n_rotated = get_int(metadata, rope_key, length if n_rotated is None else n_rotated)
+        if rope_key not in metadata and length_key not in metadata:
+            continue
+        if n_rotated < 2 or n_rotated % 2:
+            raise GgufError(f"{rope_key} is {n_rotated}, not an even number above zero")
+        if n_rotated > length:
+            raise GgufError(f"{rope_key} is {n_rotated}, more than {length_key}, {length}")
+
+
+def _first_int(metadata: Metadata, key: str, default: int) -> int:
+    """Return a number, or the first of an array that has one for each layer."""
+    value = metadata.get(key)
+    if value is None or value.item is None:
+        return get_int(metadata, key, default)
+    numbers = value.array()
+    return int(numbers[0]) if len(numbers) else default
 
 
 def _check_vocabulary(metadata: Metadata) -> None:

@@ -32,8 +32,11 @@ def metadata(example_bf16):
         (EPSILON, float32(-1e-6)),
         (EPSILON, float32(math.nan)),
         (EPSILON, float32(math.inf)),
+        ("gemma4.attention.sliding_window", uint32(2**31)),
+        ("gemma4.rope.dimension_count", uint32(0)),
         ("gemma4.rope.dimension_count", uint32(127)),
         ("gemma4.rope.dimension_count", uint32(130)),
+        ("gemma4.rope.dimension_count_swa", uint32(0)),
         ("gemma4.rope.dimension_count_swa", uint32(63)),
         ("gemma4.rope.dimension_count_swa", uint32(66)),
         ("tokenizer.ggml.bos_token_id", uint32(N_TOKENS)),
@@ -53,6 +56,13 @@ def test_one_wrong_key_is_refused_by_name_before_loading(metadata, tmp_path, key
     assert str(path) in message
     assert key in message
     assert "\n" not in message
+
+
+def test_the_width_of_global_heads_rotates_in_local_ones_too_unless_they_say_otherwise(metadata, tmp_path):
+    path = tmp_path / "wide.gguf"
+    path.write_bytes(encode_header({k: v for k, v in metadata.items() if k != "gemma4.rope.dimension_count_swa"}, []))
+    with pytest.raises(GgufError, match=r"dimension_count_swa is 128, more than .*key_length_swa, 64"):
+        refuse_what_aborts(read_gguf(path))
 
 
 def test_a_sound_model_and_tokens_without_text_pass(example_bf16, metadata, tmp_path):
