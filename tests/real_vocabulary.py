@@ -77,8 +77,11 @@ def merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     return [merge for *_, merge in found]
 
 
-def write_tokenizer(directory: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja as a released checkpoint has them."""
+def write_tokenizer(directory: Path, indent: int | None = None) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja as a released checkpoint has them.
+
+    indent: of tokenizer.json; 2 makes it the 32 MB that it is released with, and takes longer to write.
+    """
     texts = tokens()
     ids = {text: number for number, text in enumerate(texts)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -128,18 +131,21 @@ def write_tokenizer(directory: Path) -> None:
         "model_max_length": 1000000000000000019884624838656,
         "tokenizer_class": "GemmaTokenizer",
     }
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, indent=indent))
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     (directory / "chat_template.jinja").write_text(facts()["chat_template"])
 
 
-def write_real_vocabulary_checkpoint(directory: Path, hidden: int = 32) -> Path:
-    """Write a small dense checkpoint with the real tokenizer, its embeddings all zero, and return its directory."""
+def write_real_vocabulary_checkpoint(directory: Path, *, hidden: int = 32, indent: int | None = None) -> Path:
+    """Write a small dense checkpoint with the real tokenizer, its embeddings all zero, and return its directory.
+
+    indent: see write_tokenizer.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     n_tokens = len(tokens())
     text = text_config("dense", {"vocab_size": n_tokens, "hidden_size": hidden})
     (directory / "config.json").write_text(json.dumps(config("dense", text), indent=2))
-    write_tokenizer(directory)
+    write_tokenizer(directory, indent)
     write_safetensors(
         directory / "model.safetensors",
         {
