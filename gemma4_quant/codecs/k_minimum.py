@@ -13,7 +13,7 @@ from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
 from gemma4_quant.codecs.half import LARGEST, half_bits, rounded_to_half
-from gemma4_quant.codecs.lanes import HUGE, LANES, TINY, Array, invert, load_tile, tiles
+from gemma4_quant.codecs.lanes import HUGE, LANES, TINY, Array, invert, load_tile, n_tiles, tile_at
 from gemma4_quant.codecs.offsets import offset_error, offset_sums, round_above, scan_offsets
 from gemma4_quant.codecs.packing import get_half, pack_fours, put_half
 from gemma4_quant.codecs.search import Search, search_for
@@ -57,7 +57,8 @@ def _encode(rows: Array, weights: Array, high: np.float32, search: Search, out: 
     subs = np.empty((2, _N_SUB, LANES), np.float32)  # s, m
     inverse = np.empty((_N_SUB, LANES), np.float32)
     codes = np.empty(_SUPER, np.int8)
-    for first_row, n, block in tiles(rows.shape[0], rows.shape[1], _SUPER):
+    for tile_number in range(n_tiles(rows.shape, _SUPER)):
+        first_row, n, block = tile_at(tile_number, rows.shape, _SUPER)
         first = block * _SUPER
         w = weights[first : first + _SUPER]
         load_tile(rows, first_row, n, first, tile.reshape(_SUPER, LANES))

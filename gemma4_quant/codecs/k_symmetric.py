@@ -14,7 +14,7 @@ from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
 from gemma4_quant.codecs.grids import Grid, Uniform, uniform
 from gemma4_quant.codecs.half import half_bits, rounded_to_half
-from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, tiles
+from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, n_tiles, tile_at
 from gemma4_quant.codecs.packing import get_half, put_half, round_to_codes
 from gemma4_quant.codecs.scales import scale_error, scale_sums, scan_scales
 from gemma4_quant.codecs.search import Search, Searches, search_for
@@ -72,7 +72,8 @@ def _encode(
     sub_scale = np.empty((n_sub, LANES), np.float32)
     inverse = np.empty((n_sub, LANES), np.float32)
     codes = np.empty(_SUPER, np.int8)
-    for first_row, n, block in tiles(rows.shape[0], rows.shape[1], _SUPER):
+    for tile_number in range(n_tiles(rows.shape, _SUPER)):
+        first_row, n, block = tile_at(tile_number, rows.shape, _SUPER)
         first = block * _SUPER
         w = weights[first : first + _SUPER]
         load_tile(rows, first_row, n, first, tile.reshape(_SUPER, LANES))

@@ -5,7 +5,6 @@ runs lane by lane, which LLVM turns into vector instructions without reordering 
 column is one number for all lanes. Rows beyond the last are lanes of zeros; they cost time, never change a result.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,17 @@ HUGE = np.float32(3e38)
 
 
 @compiled()
-def tiles(n_rows: int, n_columns: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """Go over all tiles of `size` columns: (first row, rows in the tile, number of the block in its rows)."""
-    for first_row in range(0, n_rows, LANES):
-        for block in range(n_columns // size):
-            yield first_row, min(LANES, n_rows - first_row), block
+def n_tiles(shape: tuple[int, int], size: int) -> int:
+    """Return how many tiles of `size` columns cover rows of a shape."""
+    return (shape[0] + LANES - 1) // LANES * (shape[1] // size)
+
+
+@compiled()
+def tile_at(number: int, shape: tuple[int, int], size: int) -> tuple[int, int, int]:
+    """Return where a tile lies: its first row, its number of rows, the number of its block in those rows."""
+    n_blocks = shape[1] // size
+    first_row = number // n_blocks * LANES
+    return first_row, min(LANES, shape[0] - first_row), number % n_blocks
 
 
 @compiled(finite=True)

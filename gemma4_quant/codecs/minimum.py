@@ -8,9 +8,9 @@ from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
 from gemma4_quant.codecs.half import LARGEST, half_bits, half_step, rounded_to_half
-from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, tiles
+from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, n_tiles, tile_at
 from gemma4_quant.codecs.offsets import offset_error, round_above, scan_offsets
-from gemma4_quant.codecs.packing import add_fifths, get_half, pack_fifths, pack_fours, put_half, unpack_fours
+from gemma4_quant.codecs.packing import add_bits, get_half, pack_bits, pack_fours, put_half, unpack_fours
 from gemma4_quant.codecs.search import Search, search_for
 from gemma4_quant.compiled import compiled
 from gemma4_quant.ggml import GgmlType
@@ -43,7 +43,8 @@ def _encode(rows: Array, weights: Array, high: np.float32, search: Search, out: 
     offset = np.empty(LANES, np.float32)
     inverse = np.empty(LANES, np.float32)
     codes = np.empty(_BLOCK, np.int8)
-    for first_row, n, block in tiles(rows.shape[0], rows.shape[1], _BLOCK):
+    for tile_number in range(n_tiles(rows.shape, _BLOCK)):
+        first_row, n, block = tile_at(tile_number, rows.shape, _BLOCK)
         columns = slice(block * _BLOCK, (block + 1) * _BLOCK)
         load_tile(rows, first_row, n, columns.start, tile)
         sum_w = scan_offsets(tile, weights[columns], high, False, search, work, scale, offset)
@@ -55,7 +56,7 @@ def _encode(rows: Array, weights: Array, high: np.float32, search: Search, out: 
             put_half(half_bits(scale[lane]), target)
             put_half(half_bits(-offset[lane]), target[2:])
             if high == np.float32(31):
-                pack_fifths(codes, 0, target[4:])
+                pack_bits(codes, 0, 4, target[4:])
                 pack_fours(codes, 0, target[8:])
             else:
                 pack_fours(codes, 0, target[4:])
@@ -110,9 +111,9 @@ def _decode(data: Array, has_fifth: bool, out: Array) -> None:
         for block in range(n_columns // _BLOCK):
             source = data[row, block * block_bytes : (block + 1) * block_bytes]
             d, m = get_half(source), get_half(source[2:])
-            unpack_fours(source[block_bytes - 16 :], codes)
+            unpack_fours(source[block_bytes - 16 :], 0, codes)
             if has_fifth:
-                add_fifths(source[4:], codes)
+                add_bits(source[4:], 4, codes)
             for i in range(_BLOCK):
                 out[row, block * _BLOCK + i] = np.float32(d * np.float32(codes[i])) + m
 

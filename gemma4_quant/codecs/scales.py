@@ -50,19 +50,21 @@ def scale_error(tile: Array, weights: Array, scale: Array, inverse: Array, grid:
 def scan_scales(tile: Array, weights: Array, grid: Grid, search: Search, work: Array, scale: Array) -> None:
     """Search the best real scale of each lane; writes scale (LANES,).
 
-    Candidates put the extremum at low − d and, where that is another scale, at high + d; then the best is refitted.
-    work: (5, LANES) float32 to use up.
+    Candidates put the extremum at high + d and, where the grid has another end, at low − d; then the best is
+    refitted. A grid that is the same on both sides gets positive scales. work: (5, LANES) float32 to use up.
     """
     top, inverse, sum_ll, sum_xl, gain = work[0], work[1], work[2], work[3], work[4]
+    one_sided = grid.low == -grid.high
     extremum(tile, top)
     for lane in range(LANES):
+        top[lane] = abs(top[lane]) if one_sided else top[lane]
         top[lane] = top[lane] if abs(top[lane]) > np.float32(1e-20) else np.float32(1e-20)
         gain[lane] = np.float32(0)
         scale[lane] = np.float32(0)
     for k in range(search.n_candidates):
         d = np.float32(search.first + (search.last - search.first) * k / max(1, search.n_candidates - 1))
-        for side in range(1 if grid.low == -grid.high else 2):
-            end = grid.low - d if side == 0 else grid.high + d
+        for side in range(1 if one_sided else 2):
+            end = grid.high + d if side == 0 else grid.low - d
             for lane in range(LANES):
                 inverse[lane] = end / top[lane]
             scale_sums(tile, weights, inverse, grid, sum_ll, sum_xl)

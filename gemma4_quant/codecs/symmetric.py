@@ -1,4 +1,4 @@
-"""Q4_0, Q5_0 and Q8_0: blocks of 32 codes around zero and one float16 scale (block_q4_0 … in ggml-common.h)."""
+"""Types whose codes share a scale without a minimum, x ≈ scale · code: Q4_0 to Q8_0, IQ4_NL, FP4, ternary, binary."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,35 +8,45 @@ import numpy as np
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
-from gemma4_quant.codecs.grids import Grid, uniform
-from gemma4_quant.codecs.half import half_bits, half_step, rounded_to_half
-from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, tiles
-from gemma4_quant.codecs.packing import (
-    add_fifths,
-    get_half,
-    pack_fifths,
-    pack_fours,
-    put_half,
-    round_to_codes,
-    unpack_fours,
-)
+from gemma4_quant.codecs.grids import FP4, IQ4, SIGNS, Grid, uniform
+from gemma4_quant.codecs.half import LARGEST, half_bits
+from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, n_tiles, tile_at
+from gemma4_quant.codecs.packing import put_half, round_to_codes
 from gemma4_quant.codecs.scales import scale_error, scan_scales
 from gemma4_quant.codecs.search import Search, Searches, search_for
+from gemma4_quant.codecs.small_floats import E8M0, HALF, UE4M3, get_scale, put_scale, scale_near
+from gemma4_quant.codecs.symmetric_blocks import pack_codes, scales_at, unpack_codes
 from gemma4_quant.compiled import compiled
-from gemma4_quant.ggml import GgmlType
-
-_BLOCK = 32
-_Q5_0, _Q8_0 = int(GgmlType.Q5_0), int(GgmlType.Q8_0)
+from gemma4_quant.ggml import GgmlType, block_size
 
 
 @dataclass(frozen=True)
 class _Format:
+    """Weights that share a scale, their codes, how the scale is stored, the largest weight it can serve."""
+
+    n_weights: int
     grid: Grid
     searches: Searches
+    scale: int = HALF
+    largest: float = LARGEST
+
+
+_TERNARY = {
+    Effort.FAST: Search(10, 0.0, 4.0, 1, 0),
+    Effort.BALANCED: Search(20, -0.2, 5.0, 2, 1),
+    Effort.BEST: Search(48, -0.3, 8.0, 3, 2),
+}
+
+
+def _fp4(*reaches: int) -> Searches:
+    """Return searches of formats with so few scales that those around the one that fits the extremum are compared."""
+    efforts = (Effort.FAST, Effort.BALANCED, Effort.BEST)
+    return {effort: Search(1, 0.0, 0.0, 0, reach) for effort, reach in zip(efforts, reaches, strict=True)}
 
 
 FORMATS = {
     GgmlType.Q4_0: _Format(
+        32,
         uniform(-8, 7),
         {
             Effort.FAST: Search(5, -1.5, 1.0, 1, 0),
@@ -45,6 +55,7 @@ FORMATS = {
         },
     ),
     GgmlType.Q5_0: _Format(
+        32,
         uniform(-16, 15),
         {
             Effort.FAST: Search(5, -2.0, 1.0, 1, 0),
@@ -53,6 +64,7 @@ FORMATS = {
         },
     ),
     GgmlType.Q8_0: _Format(
+        32,
         uniform(-127, 127),
         {
             Effort.FAST: Search(4, -1.5, 1.0, 0, 0),
@@ -60,57 +72,90 @@ FORMATS = {
             Effort.BEST: Search(48, -6.0, 2.0, 2, 1),
         },
     ),
+    GgmlType.IQ4_NL: _Format(
+        32,
+        IQ4,
+        {
+            Effort.FAST: Search(4, -16.0, 4.0, 1, 0),
+            Effort.BALANCED: Search(8, -24.0, 10.0, 1, 1),
+            Effort.BEST: Search(24, -40.0, 16.0, 2, 2),
+        },
+    ),
+    GgmlType.MXFP4: _Format(32, FP4, _fp4(1, 2, 3), E8M0, 1e15),  # squares of larger weights would overflow the sums
+    GgmlType.NVFP4: _Format(16, FP4, _fp4(4, 8, 14), UE4M3, 448.0 * 6),
+    GgmlType.Q1_0: _Format(128, SIGNS, dict.fromkeys(_TERNARY, Search(1, 0.0, 0.0, 0, 1))),
+    GgmlType.Q2_0: _Format(64, uniform(-1, 2), _TERNARY),
+    GgmlType.TQ1_0: _Format(256, uniform(-1, 1), _TERNARY),
+    GgmlType.TQ2_0: _Format(256, uniform(-1, 1), _TERNARY),
 }
 
 
 def encode(kind: GgmlType, rows: Float32Rows, importance: Float32Row | None, effort: Effort) -> ByteRows:
     """Encode rows; see Codec. PLAIN rounds Q8_0 as llama.cpp's converter does, and is FAST for the others."""
-    rows = checked_rows(rows, kind)
+    form = FORMATS[kind]
+    rows = checked_rows(rows, kind, form.largest)
     out = empty_blocks(rows, kind)
     if effort is Effort.PLAIN and kind is GgmlType.Q8_0:
         _round_q8_0(rows, out)
         return out
     weights = normalised_importance(importance, rows.shape[1])
-    form = FORMATS[kind]
-    _encode(rows, weights, int(kind), form.grid, search_for(form.searches, effort), out)
+    shape = (block_size(kind).n_weights // form.n_weights, form.n_weights)
+    _encode(rows, weights, int(kind), shape, form.grid, form.scale, search_for(form.searches, effort), out)
     return out
 
 
 @compiled(finite=True)
-def _encode(rows: Array, weights: Array, kind: int, grid: Grid, search: Search, out: Array) -> None:
-    n_blocks = rows.shape[1] // _BLOCK
-    block_bytes = out.shape[1] // n_blocks
-    tile = np.empty((_BLOCK, LANES), np.float32)
+def _encode(
+    rows: Array,
+    weights: Array,
+    kind: int,
+    shape: tuple[int, int],
+    grid: Grid,
+    scale_form: int,
+    search: Search,
+    out: Array,
+) -> None:
+    """Encode; shape: scales of a block, weights that share one."""
+    n_scales, size = shape
+    n_weights = n_scales * size
+    block_bytes = out.shape[1] // (rows.shape[1] // n_weights)
+    scale_bytes = 2 if scale_form == HALF else 1
+    tile = np.empty((n_scales, size, LANES), np.float32)
     work = np.empty((5, LANES), np.float32)
-    scale = np.empty(LANES, np.float32)
-    inverse = np.empty(LANES, np.float32)
-    codes = np.empty(_BLOCK, np.int8)
-    for first_row, n, block in tiles(rows.shape[0], rows.shape[1], _BLOCK):
-        columns = slice(block * _BLOCK, (block + 1) * _BLOCK)
-        load_tile(rows, first_row, n, columns.start, tile)
-        scan_scales(tile, weights[columns], grid, search, work, scale)
-        _round_scales(tile, weights[columns], grid, search.reach, work, scale)
-        invert(scale, inverse)
+    scale = np.empty((n_scales, LANES), np.float32)
+    inverse = np.empty((n_scales, LANES), np.float32)
+    codes = np.empty(n_weights, np.int8)
+    for tile_number in range(n_tiles(rows.shape, n_weights)):
+        first_row, n, block = tile_at(tile_number, rows.shape, n_weights)
+        first = block * n_weights
+        load_tile(rows, first_row, n, first, tile.reshape(n_weights, LANES))
+        for j in range(n_scales):
+            w = weights[first + j * size : first + (j + 1) * size]
+            scan_scales(tile[j], w, grid, search, work, scale[j])
+            _round_scales(tile[j], w, grid, search.reach, scale_form, work, scale[j])
+            invert(scale[j], inverse[j])
         for lane in range(n):
-            round_to_codes(rows[first_row + lane, columns], inverse[lane], grid, codes)
             target = out[first_row + lane, block * block_bytes : (block + 1) * block_bytes]
-            put_half(half_bits(scale[lane]), target)
-            _pack(kind, codes, target)
+            for j in range(n_scales):
+                row = rows[first_row + lane, first + j * size : first + (j + 1) * size]
+                round_to_codes(row, inverse[j, lane], grid, codes[j * size : (j + 1) * size])
+                put_scale(scale[j, lane], scale_form, target[scales_at(kind) + j * scale_bytes :])
+            pack_codes(kind, codes, target)
 
 
 @compiled(finite=True)
-def _round_scales(tile: Array, weights: Array, grid: Grid, reach: int, work: Array, scale: Array) -> None:
-    """Round scales to float16, choosing among neighbours by exact error; work: (5, LANES) float32 to use up."""
+def _round_scales(tile: Array, weights: Array, grid: Grid, reach: int, form: int, work: Array, scale: Array) -> None:
+    """Round scales to their format, choosing among neighbours by exact error; work: (5, LANES) float32 to use up."""
     start, tried, inverse, error, least = work[0], work[1], work[2], work[3], work[4]
     for lane in range(LANES):
-        start[lane] = rounded_to_half(scale[lane])
-        scale[lane] = start[lane]
+        start[lane] = scale[lane]
+        scale[lane] = scale_near(start[lane], 0, form)
         least[lane] = HUGE
     if reach == 0:
         return
     for k in range(-reach, reach + 1):
         for lane in range(LANES):
-            tried[lane] = half_step(start[lane], k)
+            tried[lane] = scale_near(start[lane], k, form)
         invert(tried, inverse)
         scale_error(tile, weights, tried, inverse, grid, error)
         for lane in range(LANES):
@@ -120,32 +165,20 @@ def _round_scales(tile: Array, weights: Array, grid: Grid, reach: int, work: Arr
 
 
 @compiled()
-def _pack(kind: int, codes: Array, block: Array) -> None:
-    if kind == _Q8_0:
-        for i in range(_BLOCK):
-            block[2 + i] = np.uint8(codes[i])
-    elif kind == _Q5_0:
-        pack_fifths(codes, 16, block[2:])
-        pack_fours(codes, 16, block[6:])
-    else:
-        pack_fours(codes, 8, block[2:])
-
-
-@compiled()
 def _round_q8_0(rows: Array, out: Array) -> None:
     """Scale absmax / 127 in float32, codes rounded half away from zero: gguf.quants.Q8_0."""
     n_rows, n_columns = rows.shape
     for row in range(n_rows):
-        for block in range(n_columns // _BLOCK):
-            x = rows[row, block * _BLOCK : (block + 1) * _BLOCK]
+        for block in range(n_columns // 32):
+            x = rows[row, block * 32 : (block + 1) * 32]
             largest = np.float32(0)
-            for i in range(_BLOCK):
+            for i in range(32):
                 largest = max(largest, abs(x[i]))
             d = np.float32(largest / np.float32(127))
             inverse = np.float32(1) / d if d != np.float32(0) else np.float32(0)
             target = out[row, block * 34 :]
             put_half(half_bits(d), target)
-            for i in range(_BLOCK):
+            for i in range(32):
                 scaled = np.float32(x[i] * inverse)
                 # the exact fraction decides: adding 0.5 first would round 0.49999997 up
                 whole = np.floor(abs(scaled))
@@ -156,32 +189,26 @@ def _round_q8_0(rows: Array, out: Array) -> None:
 def decode(kind: GgmlType, data: ByteRows, n_columns: int) -> Float32Rows:
     """Decode rows; see Codec."""
     out = np.empty((len(data), n_columns), np.float32)
-    _decode(data, int(kind), out)
+    form = FORMATS[kind]
+    _decode(data, int(kind), (block_size(kind).n_weights // form.n_weights, form.n_weights), form.scale, out)
     return out
 
 
 @compiled()
-def _decode(data: Array, kind: int, out: Array) -> None:
-    n_rows, n_columns = out.shape
-    block_bytes = data.shape[1] // (n_columns // _BLOCK)
-    codes = np.empty(_BLOCK, np.int8)
-    for row in range(n_rows):
-        for block in range(n_columns // _BLOCK):
+def _decode(data: Array, kind: int, shape: tuple[int, int], scale_form: int, out: Array) -> None:
+    n_scales, size = shape
+    n_blocks = out.shape[1] // (n_scales * size)
+    block_bytes = data.shape[1] // n_blocks
+    scale_bytes = 2 if scale_form == HALF else 1
+    codes = np.empty(n_scales * size, np.int8)
+    for row in range(out.shape[0]):
+        for block in range(n_blocks):
             source = data[row, block * block_bytes : (block + 1) * block_bytes]
-            d = get_half(source)
-            zero = np.int32(0)
-            if kind == _Q8_0:
-                for i in range(_BLOCK):
-                    codes[i] = np.int8(source[2 + i])
-            elif kind == _Q5_0:
-                unpack_fours(source[6:], codes)
-                add_fifths(source[2:], codes)
-                zero = np.int32(16)
-            else:
-                unpack_fours(source[2:], codes)
-                zero = np.int32(8)
-            for i in range(_BLOCK):
-                out[row, block * _BLOCK + i] = d * np.float32(np.int32(codes[i]) - zero)
+            unpack_codes(kind, source, codes)
+            for j in range(n_scales):
+                d = get_scale(source[scales_at(kind) + j * scale_bytes :], scale_form)
+                for i in range(size):
+                    out[row, (block * n_scales + j) * size + i] = d * np.float32(codes[j * size + i])
 
 
 CODECS = {kind: Codec(kind, partial(encode, kind), partial(decode, kind)) for kind in FORMATS}
