@@ -162,6 +162,12 @@ def block_size(kind: GgmlType) -> BlockSize:
     return _BLOCK_SIZES[kind]
 
 
+def bits_per_weight(kind: GgmlType) -> float:
+    """Return how many bits a weight takes, scales included."""
+    size = block_size(kind)
+    return size.n_bytes * 8 / size.n_weights
+
+
 def is_quantized(kind: GgmlType) -> bool:
     """Tell whether `kind` stores blocks with scales, as `ggml_is_quantized` does."""
     return kind not in _UNQUANTIZED

@@ -1,31 +1,21 @@
 """Checkpoint or GGUF → GGUF with block types: the pipeline with a recipe of blocks."""
 
-import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gemma4_quant.arrays import Float32Rows
-from gemma4_quant.calibration.importance import Importance, read_importance
-from gemma4_quant.codecs import CODECS
+from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs.base import Effort
-from gemma4_quant.converters import auto_type, default_file_name, float_type
+from gemma4_quant.converters import default_file_name
 from gemma4_quant.destination import input_files
-from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeError, listed
-from gemma4_quant.ggml import FileType, is_quantized
-from gemma4_quant.metadata import Metadata, Value, string, uint32
-from gemma4_quant.model import Model, Tensor
-from gemma4_quant.plan import Assignment, Plan, make_plan
+from gemma4_quant.ggml import FileType
+from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
-from gemma4_quant.recipe import Choice, Recipe, choose_types, requires_importance
+from gemma4_quant.quantize_plan import quantize_plan
+from gemma4_quant.recipe import Recipe
 from gemma4_quant.source import open_model
 from gemma4_quant.writer import write_gguf
-
-logger = logging.getLogger(__name__)
-
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
-_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 @dataclass(frozen=True)
@@ -46,15 +36,6 @@ class QuantizeResult:
     fallbacks: dict[str, str]
     without_importance: tuple[str, ...]
     seconds: float
-
-
-@dataclass(frozen=True)
-class QuantizePlan:
-    """A plan with the choices and findings behind it."""
-
-    plan: Plan
-    choices: tuple[Choice, ...]
-    without_importance: tuple[str, ...]
 
 
 def quantize(
@@ -104,112 +85,6 @@ def quantize(
         without_importance=prepared.without_importance,
         seconds=time.monotonic() - started,
     )
-
-
-def quantize_plan(
-    model: Model,
-    recipe: Recipe,
-    importance: Importance | None,
-    importance_path: Path | None = None,
-    *,
-    allow_requantize: bool = False,
-) -> QuantizePlan:
-    """Decide the type of every tensor and lay out the file; reads no weights."""
-    if not model.tensors:
-        raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
-    choices = tuple(choose_types(recipe, as_converted(model)))
-    weights = _importance_of(model, importance, importance_path)
-    if needing := [name for name in requires_importance(recipe, choices) if name not in weights]:
-        raise ImportanceError(
-            f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
-            "run calibrate and pass --imatrix"
-        )
-    _refuse_missing_encoders(model, recipe, choices)
-    _refuse_requantizing(model, choices, allow=allow_requantize)
-    metadata = _metadata(model, recipe.file_type, importance, importance_path)
-    plan = make_plan(
-        metadata,
-        [
-            Assignment(tensor, choice.type, weights.get(tensor.name) if is_quantized(choice.type) else None)
-            for tensor, choice in zip(model.tensors, choices, strict=True)
-        ],
-    )
-    missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
-    return QuantizePlan(plan, choices, missing)
-
-
-def as_converted(model: Model) -> Model:
-    """Show a checkpoint's tensors with the types `convert` would give them; a GGUF stays as it is.
-
-    llama-quantize keeps small tensors in the type it finds them, so the choice must see norms as F32.
-    """
-    if not model.path.is_dir():
-        return model
-    kind = auto_type(model)
-    tensors = [Tensor(t.name, t.shape, float_type(t.name, t.shape, kind), t.source) for t in model.tensors]
-    return Model(model.path, model.metadata, tensors)
-
-
-def _importance_of(model: Model, importance: Importance | None, path: Path | None) -> dict[str, Float32Rows]:
-    """Return importance by tensor name; raises ImportanceError when it is of another model."""
-    if importance is None:
-        return {}
-    weights: dict[str, Float32Rows] = {}
-    wrong: list[str] = []
-    for tensor in model.tensors:
-        if tensor.name not in importance.names:
-            continue
-        rows = importance.mean_square(tensor.name)
-        if rows.shape == (tensor.n_matrices, tensor.n_cols):
-            weights[tensor.name] = rows
-        else:
-            wrong.append(f"{tensor.name} ({rows.shape} for {(tensor.n_matrices, tensor.n_cols)})")
-    known = {tensor.name for tensor in model.tensors}
-    strangers = [name for name in importance.names if name not in known]
-    if wrong or strangers or not weights:
-        offenders = listed(wrong or strangers) or "it shares no tensor"
-        raise ImportanceError(
-            f"{path} is the importance of another model: {offenders}; calibrate this model and use that"
-        )
-    return weights
-
-
-def _refuse_missing_encoders(model: Model, recipe: Recipe, choices: tuple[Choice, ...]) -> None:
-    changed = {c.type for c, tensor in zip(choices, model.tensors, strict=True) if c.type is not tensor.type}
-    if missing := sorted(kind.name for kind in changed if kind not in CODECS):
-        raise UnsupportedTypeError(
-            f"{recipe.file_type.name} needs {listed(missing)}, for which there is no encoder; "
-            f"there are {', '.join(kind.name for kind in CODECS)}"
-        )
-
-
-def _refuse_requantizing(model: Model, choices: tuple[Choice, ...], *, allow: bool) -> None:
-    again = [
-        tensor.name
-        for tensor, choice in zip(model.tensors, choices, strict=True)
-        if is_quantized(tensor.type) and choice.type is not tensor.type
-    ]
-    if not again:
-        return
-    if not allow:
-        raise UnsupportedTypeError(
-            f"{model.path} is quantized already ({listed(again, 3)}); quantize its bf16 original, "
-            "or pass --allow-requantize to lose quality twice"
-        )
-    logger.warning("requantizing %d tensors that are quantized already: the errors add up", len(again))
-
-
-def _metadata(model: Model, file_type: FileType, importance: Importance | None, path: Path | None) -> Metadata:
-    metadata: dict[str, Value] = {key: value for key, value in model.metadata.items() if key not in _SPLIT_KEYS}
-    metadata["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
-    metadata["general.file_type"] = uint32(file_type)
-    if importance is not None:
-        metadata["quantize.imatrix.file"] = string(path.name.encode(errors="replace").decode() if path else "")
-        if importance.datasets:
-            metadata["quantize.imatrix.dataset"] = string(importance.datasets[0])
-        metadata["quantize.imatrix.entries_count"] = uint32(len(importance.names))
-        metadata["quantize.imatrix.chunks_count"] = uint32(importance.chunk_count)
-    return metadata
 
 
 def _default_output(source: Path, model: Model, file_type: FileType) -> Path:

@@ -1,12 +1,12 @@
-"""Which type every tensor of a quantized file gets: llama-quantize's mixture and the user's own wishes."""
+"""Which type every tensor of a quantized file gets: llama-quantize's mixture, floors under it, the user's wishes."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from gemma4_quant.errors import InputError, ShapeError
-from gemma4_quant.ggml import FileType, GgmlType, is_quantized, parse_ggml_type
+from gemma4_quant.ggml import FileType, GgmlType, bits_per_weight, is_quantized, parse_ggml_type
 from gemma4_quant.llama_types import (
     Category,
     Mixture,
@@ -50,6 +50,15 @@ def parse_tensor_type(text: str) -> TensorTypeOverride:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """A type below whose bits the mixture does not take tensors in whose name `pattern` is found, and why."""
+
+    pattern: re.Pattern[str]
+    type: GgmlType
+    why: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What decides the types of a file.
 
@@ -57,6 +66,8 @@ class Recipe:
     quantized tensor. leave_output_tensor: output.weight stays as it is. output_tensor_type: of output.weight, or of
     the token embeddings where they are the output matrix too. token_embedding_type: of both embedding tables.
     tensor_types: the first that matches wins; they act on quantized file types only, as in llama-quantize.
+    named_types: types of matrices by their exact names; they win over everything else. floors: the first that matches
+    holds, for what the mixture chose, not for what was asked by name, pattern or `pure`; none as in llama-quantize.
     """
 
     file_type: FileType
@@ -66,6 +77,8 @@ class Recipe:
     output_tensor_type: GgmlType | None = None
     token_embedding_type: GgmlType | None = None
     tensor_types: tuple[TensorTypeOverride, ...] = ()
+    named_types: Mapping[str, GgmlType] = field(default_factory=dict)
+    floors: tuple[Floor, ...] = ()
 
 
 class Reason(StrEnum):
@@ -77,6 +90,9 @@ class Reason(StrEnum):
     TENSOR_TYPE = "tensor type option"
     OUTPUT_TENSOR_TYPE = "output tensor type option"
     TOKEN_EMBEDDING_TYPE = "token embedding type option"
+    NAMED = "named in the recipe"
+    FLOOR = "floor of the recipe"
+    GRID = "weights lie on a trained grid"
 
 
 @dataclass(frozen=True)
@@ -122,8 +138,9 @@ def requires_importance(recipe: Recipe, choices: Iterable[Choice]) -> list[str]:
 
 def _wanted(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType, Reason]:
     """Return a tensor's type before its width is considered, by falling rank of what may decide it."""
-    left = recipe.leave_output_tensor and category_of(tensor.name) is Category.OUTPUT
-    if left or not is_quantizable(tensor):
+    if tensor.name in recipe.named_types and tensor.n_weights > tensor.n_cols:
+        return recipe.named_types[tensor.name], Reason.NAMED
+    if _is_kept(recipe, tensor):
         return tensor.type, Reason.KEPT
     override = next((option for option in recipe.tensor_types if option.matches(tensor.name)), None)
     if (asked := _asked_by_table(recipe, tensor.name, override)) is not None:
@@ -133,8 +150,21 @@ def _wanted(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType,
         return override.type, Reason.TENSOR_TYPE
     if recipe.pure or not is_quantized(default):
         return default, Reason.FILE_TYPE
+    return _mixed(recipe, tensor, mixture)
+
+
+def _is_kept(recipe: Recipe, tensor: Tensor) -> bool:
+    left = recipe.leave_output_tensor and category_of(tensor.name) is Category.OUTPUT
+    return left or not is_quantizable(tensor)
+
+
+def _mixed(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType, Reason]:
+    """Return what the mixture and the floors under it say of a tensor."""
     chosen = mixture.choose(tensor, recipe.output_tensor_type)
-    return chosen, Reason.FILE_TYPE if chosen is default else Reason.MIXTURE
+    floor = next((floor for floor in recipe.floors if floor.pattern.search(tensor.name)), None)
+    if floor is not None and bits_per_weight(_fitting(tensor, chosen, Reason.MIXTURE)) < bits_per_weight(floor.type):
+        return floor.type, Reason.FLOOR
+    return chosen, Reason.FILE_TYPE if chosen is default_type(recipe.file_type) else Reason.MIXTURE
 
 
 def _asked_by_table(recipe: Recipe, name: str, override: TensorTypeOverride | None) -> tuple[GgmlType, Reason] | None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_quantize import dry_run
 
-from gemma4_quant import quantization
+from gemma4_quant import quantization, quantize_plan
 from gemma4_quant.errors import GgufError, InputError, ShapeError, UnsupportedTypeError
 from gemma4_quant.ggml import FileType, GgmlType, block_size, parse_file_type
 from gemma4_quant.llama_types import fitting_type
@@ -282,7 +282,7 @@ def test_quantize_tells_the_recipe_about_importance(
         seen.append(recipe.has_importance)
         return choose_types(recipe, model)
 
-    monkeypatch.setattr(quantization, "choose_types", observing)
+    monkeypatch.setattr(quantize_plan, "choose_types", observing)
     for importance in (GOLDEN / "imatrix.gguf", None):
         recipe = Recipe(FileType.Q4_0, has_importance=importance is None)
         quantization.quantize(example_bf16, tmp_path / "out.gguf", recipe=recipe, importance=importance)
