@@ -101,6 +101,17 @@ def _check_vocabulary(metadata: Metadata) -> None:
             token = get_int(metadata, key)
             if not 0 <= token < tokens.count:
                 raise GgufError(f"{key} is {token}, outside the {tokens.count} tokens")
+    _check_added_tokens(metadata)
+
+
+def _check_added_tokens(metadata: Metadata) -> None:
+    """A token that every text begins or ends with must be there; gemma4's tokenizer always begins with BOS."""
+    always = {"bos"} if get_string(metadata, "tokenizer.ggml.model", "") == "gemma4" else set()
+    for role in ("bos", "eos"):
+        flag = metadata.get(f"tokenizer.ggml.add_{role}_token")
+        is_added = role in always or (flag is not None and flag.decode() is True)
+        if is_added and f"tokenizer.ggml.{role}_token_id" not in metadata:
+            raise GgufError(f"tokenizer.ggml.{role}_token_id is missing, though that token is added to every text")
 
 
 def _check_texts(tokens: Value) -> None:

@@ -7,7 +7,7 @@ import pytest
 from gemma4_quant.errors import GgufError
 from gemma4_quant.gguf_header import encode_header
 from gemma4_quant.gguf_reader import read_gguf
-from gemma4_quant.metadata import ValueType, float32, numbers, string, strings, uint32
+from gemma4_quant.metadata import ValueType, boolean, float32, numbers, string, strings, uint32
 from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.runner.weights import LoadedModel
 
@@ -62,6 +62,17 @@ def test_the_width_of_global_heads_rotates_in_local_ones_too_unless_they_say_oth
     path = tmp_path / "wide.gguf"
     path.write_bytes(encode_header({k: v for k, v in metadata.items() if k != "gemma4.rope.dimension_count_swa"}, []))
     with pytest.raises(GgufError, match=r"dimension_count_swa is 128, more than .*key_length_swa, 64"):
+        refuse_what_aborts(read_gguf(path))
+
+
+def test_tokens_that_are_added_to_every_text_must_be_there(metadata, tmp_path):
+    path = tmp_path / "no-bos.gguf"
+    path.write_bytes(encode_header({k: v for k, v in metadata.items() if k != "tokenizer.ggml.bos_token_id"}, []))
+    with pytest.raises(GgufError, match=r"bos_token_id is missing"):
+        refuse_what_aborts(read_gguf(path))
+    changed = {**metadata, "tokenizer.ggml.add_eos_token": boolean(True)}
+    path.write_bytes(encode_header({k: v for k, v in changed.items() if k != "tokenizer.ggml.eos_token_id"}, []))
+    with pytest.raises(GgufError, match=r"eos_token_id is missing"):
         refuse_what_aborts(read_gguf(path))
 
 
