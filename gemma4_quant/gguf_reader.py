@@ -18,8 +18,11 @@ from gemma4_quant.model import DataFile, FileRows, Model, Tensor
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_NAME_BYTES = 64  # GGML_MAX_NAME, with its final zero
 _MAX_KEY_BYTES = 65_535  # GGUF specification
-_MAX_STRING_BYTES = 64 << 20  # larger than any real template, small enough to load
-_MAX_HEADER_BYTES = 1 << 30
+_MAX_STRING_BYTES = 16 << 20  # larger than any real template, small enough to load
+_MAX_HEADER_BYTES = 128 << 20  # Gemma 4's vocabulary takes 16 MB
+_MAX_ITEMS = 1 << 22  # of an array; Gemma 4 has 514,906 merges
+_MAX_TENSORS = _MAX_KEYS = 1 << 16  # the largest models have some thousand tensors
+_MAX_ALIGNMENT = 1 << 16  # the largest page of memory in use
 _READ_AHEAD = 1 << 20
 _SUPPORTED_VERSIONS = (2, 3)
 
@@ -34,8 +37,8 @@ def read_gguf(path: Path) -> Model:
     if version not in _SUPPORTED_VERSIONS:
         hint = "a big-endian file? " if version & 0xFFFF == 0 else ""
         raise GgufError(f"{path} has GGUF version {version}; {hint}readable are versions 2 and 3")
-    n_tensors = cursor.count("number of tensors")
-    n_keys = cursor.count("number of metadata keys")
+    n_tensors = cursor.count("number of tensors", _MAX_TENSORS)
+    n_keys = cursor.count("number of metadata keys", _MAX_KEYS)
     metadata = _read_metadata(cursor, n_keys)
     infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
     alignment = _alignment(path, metadata)
@@ -48,8 +51,8 @@ def _alignment(path: Path, metadata: Metadata) -> int:
         alignment = get_int(metadata, "general.alignment", ALIGNMENT)
     except GgufError as error:
         raise GgufError(f"{path}: {error}") from error
-    if alignment <= 0 or alignment & (alignment - 1):
-        raise GgufError(f"{path}: general.alignment is {alignment}, not a power of two")
+    if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise GgufError(f"{path}: general.alignment is {alignment}, not a power of two up to {_MAX_ALIGNMENT}")
     return alignment
 
 
@@ -75,9 +78,11 @@ class _Cursor:
     def uint64(self, what: str) -> int:
         return int(struct.unpack("<Q", self.take(8, what))[0])
 
-    def count(self, what: str) -> int:
+    def count(self, what: str, limit: int) -> int:
         """Return a count of things that each take at least a byte, so it cannot exceed what is left."""
         number = self.uint64(what)
+        if number > limit:
+            raise self.error(f"{what} is {number}, at most {limit} are allowed")
         if number > self.file.n_bytes - self.at:
             raise self.error(f"{what} is {number}, more than the file has bytes")
         return number
@@ -145,7 +150,7 @@ def _read_value(cursor: _Cursor, key: str) -> Value:
     item = _value_type(cursor, key)
     if item is ValueType.ARRAY:
         raise cursor.error(f"{key} is an array of arrays, which llama.cpp does not read either")
-    count = cursor.count(f"length of {key}")
+    count = cursor.count(f"length of {key}", _MAX_ITEMS)
     if item is ValueType.STRING:
         data = cursor.string_array(count, key)
     else:

@@ -1,6 +1,7 @@
 """Reading GGUF: agreement with the gguf package, and hostile files."""
 
 import struct
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -114,6 +115,12 @@ HOSTILE = {
     "data that overlaps": header(n_tensors=2, rest=tensor_line() + tensor_line(offset=32, name=b"u")) + bytes(512),
     "name too long": header(n_tensors=1, rest=tensor_line(name=b"n" * 64)) + bytes(512),
     "alignment zero": header(n_keys=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 0)) + bytes(64),
+    "alignment of a terabyte": header(n_keys=1, rest=text(b"general.alignment") + struct.pack("<IQ", 10, 1 << 40))
+    + bytes(64),
+    "more tensors than any model": header(n_tensors=1 << 17, rest=bytes(1 << 18)),
+    "more keys than any model": header(n_keys=1 << 17, rest=bytes(1 << 18)),
+    "more strings than any vocabulary": header(n_keys=1, rest=text(b"k") + struct.pack("<IIQ", 9, 8, 1 << 23))
+    + bytes(1 << 23),
     "alignment as text": header(n_keys=1, rest=text(b"general.alignment") + struct.pack("<I", 8) + text(b"32"))
     + bytes(64),
 }
@@ -145,6 +152,21 @@ def test_mutated_files_are_read_or_refused_but_never_crash(sample: Path, tmp_pat
         value.decode()
     for tensor in model.tensors:
         assert len(tensor.source.read_rows(0, tensor.n_rows)) == tensor.n_rows
+
+
+def test_a_sparse_file_that_claims_a_huge_header_takes_little_memory(tmp_path: Path) -> None:
+    """Holes cost no disk: a file of a terabyte may claim an array of numbers that fills it."""
+    path = tmp_path / "sparse.gguf"
+    path.write_bytes(header(n_keys=1, rest=text(b"k") + struct.pack("<IIQ", 9, 12, 1 << 22) + bytes(64)))
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    tracemalloc.start()
+    try:
+        with pytest.raises(GgufError):
+            open_gguf(path)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
