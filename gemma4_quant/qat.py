@@ -5,9 +5,8 @@ to the weights that were trained; any other encoding, even of twice the bits, mo
 """
 
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,8 +15,10 @@ from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.qat_blocks import encode_on_grid, fit_type
 from gemma4_quant.codecs.qat_grid import BlockState
-from gemma4_quant.ggml import FileType, GgmlType, block_size
+from gemma4_quant.ggml import FileType, GgmlType, block_size, is_quantized
+from gemma4_quant.llama_types import default_type
 from gemma4_quant.model import Model, Tensor
+from gemma4_quant.recipe import Choice, QatMode, Reason, Recipe
 
 _PROBED_WEIGHTS = 1 << 18
 """Weights read of each tensor; 150 MB of a model of 300 tensors in bfloat16."""
@@ -28,18 +29,6 @@ _LEAST_SHARE = 0.9
 """Of the telling blocks that must lie on the grid. On trained weights none does; see codecs/qat_grid.py."""
 
 _DROPPED_BITS = {GgmlType.BF16: 16, GgmlType.F16: 13, GgmlType.F32: 0}
-
-
-class QatMode(StrEnum):
-    """What to do with tensors on a grid.
-
-    AUTO: repack them when the file type is a grid's own (q4_0, or a two-bit type), else only warn. ON: repack them
-    whatever the file type. OFF: do not look.
-    """
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
 
 
 @dataclass(frozen=True)
@@ -82,9 +71,101 @@ class GridEncoder:
         return f"grid {self.type.name} {self.dropped_bits}".encode()
 
 
-def two_bit_file_type(file_type: FileType) -> bool:
-    """Tell whether a file type asks for about two bits, so that two-bit grids are worth looking for."""
-    return file_type in (FileType.Q2_0, FileType.TQ2_0, FileType.TQ1_0, FileType.Q2_K, FileType.Q2_K_S)
+@dataclass(frozen=True)
+class GridPlan:
+    """What becomes of the tensors that lie on a grid.
+
+    choices: of all tensors, those on a grid changed. encoders: of the tensors that keep their grid. left: tensors on
+    a grid that get another type, which moves them off it. n_probed, n_exact: blocks that were looked at of the
+    tensors with encoders, and how many of them are held bit by bit.
+    """
+
+    choices: tuple[Choice, ...]
+    encoders: Mapping[str, GridEncoder]
+    left: tuple[str, ...] = ()
+    n_probed: int = 0
+    n_exact: int = 0
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """How tensors on a trained grid came out.
+
+    n_tensors: that keep their grid. n_blocks: encoded in this run; of those n_exact decode to weights that round to
+    the very same ones, n_near lie on a grid whose scale float16 cannot hold well enough for that, n_off on none.
+    exact_share: n_exact / n_blocks, 0 without blocks. left: tensors on a grid that got another type.
+    """
+
+    n_tensors: int
+    n_blocks: int
+    n_exact: int
+    n_near: int
+    n_off: int
+    exact_share: float
+    left: tuple[str, ...]
+
+
+def report_grids(plan: GridPlan) -> GridReport:
+    """Sum up what the encoders of a plan have done."""
+    encoders = plan.encoders.values()
+    n_exact, n_near, n_off = (
+        sum(getattr(each, name) for each in encoders) for name in ("n_exact", "n_near", "n_off")
+    )
+    n_blocks = n_exact + n_near + n_off
+    share = n_exact / n_blocks if n_blocks else 0.0
+    return GridReport(len(plan.encoders), n_blocks, n_exact, n_near, n_off, share, plan.left)
+
+
+def plan_grids(model: Model, recipe: Recipe, choices: Sequence[Choice]) -> GridPlan:
+    """Look for tensors on a grid among those that are to be quantized, and keep them there where the recipe says so.
+
+    A type that was asked for by name or pattern stays. Reads a few rows of each tensor; raises InputError when they
+    cannot be read.
+    """
+    looked_for, kept = _grid_types(recipe)
+    names = [choice.name for choice in choices if choice.reason is not Reason.KEPT] if looked_for else []
+    grids = recognise(model, names, looked_for)
+    changed = tuple(
+        _on_grid(choice, grids[choice.name], kept) if choice.name in grids else choice for choice in choices
+    )
+    encoders, left = {}, []
+    for choice in changed:
+        if (grid := grids.get(choice.name)) is None:
+            continue
+        if choice.type in grid.types:
+            encoders[choice.name] = GridEncoder(choice.type, grid.dropped_bits)
+        else:
+            left.append(choice.name)
+    n_probed, n_exact = (sum(getattr(grids[name], what) for name in encoders) for what in ("n_probed", "n_exact"))
+    return GridPlan(changed, encoders, tuple(left), n_probed, n_exact)
+
+
+_TWO_BIT_TYPES = {
+    FileType.Q2_0: (GgmlType.Q2_0, GgmlType.TQ2_0, GgmlType.Q2_K),
+    FileType.TQ2_0: (GgmlType.TQ2_0, GgmlType.Q2_0, GgmlType.Q2_K),
+    FileType.Q2_K: (GgmlType.Q2_K, GgmlType.TQ2_0, GgmlType.Q2_0),
+    FileType.Q2_K_S: (GgmlType.Q2_K, GgmlType.TQ2_0, GgmlType.Q2_0),
+}
+
+_ASKED_FOR = (Reason.NAMED, Reason.TENSOR_TYPE, Reason.OUTPUT_TENSOR_TYPE, Reason.TOKEN_EMBEDDING_TYPE)
+
+
+def _grid_types(recipe: Recipe) -> tuple[tuple[GgmlType, ...], frozenset[GgmlType]]:
+    """Return the types whose grids are looked for, and those among them that tensors are repacked as."""
+    if recipe.qat is QatMode.OFF or not is_quantized(default_type(recipe.file_type)):
+        return (), frozenset()
+    two_bit = _TWO_BIT_TYPES.get(recipe.file_type, ())
+    looked_for = (*two_bit, GgmlType.Q4_0)
+    if recipe.qat is QatMode.ON or recipe.file_type is FileType.Q4_0:
+        return looked_for, frozenset(looked_for)
+    return looked_for, frozenset(two_bit)
+
+
+def _on_grid(choice: Choice, grid: Grid, kept: frozenset[GgmlType]) -> Choice:
+    kind = next((kind for kind in grid.types if kind in kept), None)
+    if kind is None or choice.reason in _ASKED_FOR:
+        return choice
+    return replace(choice, type=kind, wanted=kind, reason=Reason.GRID)
 
 
 def recognise(model: Model, names: Iterable[str], kinds: Iterable[GgmlType]) -> dict[str, Grid]:

@@ -49,6 +49,26 @@ def parse_tensor_type(text: str) -> TensorTypeOverride:
     return TensorTypeOverride(compiled, parse_ggml_type(kind))
 
 
+class QatMode(StrEnum):
+    """What to do with tensors whose weights lie on a trained grid.
+
+    AUTO: repack them when the file type is a grid's own (q4_0, or a two-bit type), else only warn. ON: repack them
+    whatever the file type. OFF: do not look.
+    """
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class PadMode(StrEnum):
+    """Whether feed-forward widths become whole super-blocks: AUTO when that makes the file smaller."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 @dataclass(frozen=True)
 class Floor:
     """A type below whose bits the mixture does not take tensors in whose name `pattern` is found, and why."""
@@ -68,6 +88,7 @@ class Recipe:
     tensor_types: the first that matches wins; they act on quantized file types only, as in llama-quantize.
     named_types: types of matrices by their exact names; they win over everything else. floors: the first that matches
     holds, for what the mixture chose, not for what was asked by name, pattern or `pure`; none as in llama-quantize.
+    qat, pad_ffn: what to do with trained grids and odd feed-forward widths, both off in llama-quantize.
     """
 
     file_type: FileType
@@ -79,6 +100,8 @@ class Recipe:
     tensor_types: tuple[TensorTypeOverride, ...] = ()
     named_types: Mapping[str, GgmlType] = field(default_factory=dict)
     floors: tuple[Floor, ...] = ()
+    qat: QatMode = QatMode.OFF
+    pad_ffn: PadMode = PadMode.OFF
 
 
 class Reason(StrEnum):
@@ -132,7 +155,8 @@ def requires_importance(recipe: Recipe, choices: Iterable[Choice]) -> list[str]:
     return [
         choice.name
         for choice in choices
-        if choice.reason is not Reason.KEPT and needs_importance(recipe.file_type, choice.name, choice.type)
+        if choice.reason not in (Reason.KEPT, Reason.GRID)
+        and needs_importance(recipe.file_type, choice.name, choice.type)
     ]
 
 
