@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from gemma4_quant.benchmark import bench as bench
     from gemma4_quant.calibration import calibrate as calibrate
     from gemma4_quant.conversion import convert as convert
+    from gemma4_quant.conversion_set import convert_all as convert_all
     from gemma4_quant.errors import Gemma4QuantError as Gemma4QuantError
     from gemma4_quant.ggml import FileType as FileType
     from gemma4_quant.ggml import GgmlType as GgmlType
     from gemma4_quant.inspection import inspect as inspect
+    from gemma4_quant.projector_conversion import convert_projector as convert_projector
     from gemma4_quant.quantization import quantize as quantize
+    from gemma4_quant.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -28,8 +31,11 @@ _HOMES = {
     "bench": "gemma4_quant.benchmark",
     "calibrate": "gemma4_quant.calibration",
     "convert": "gemma4_quant.conversion",
+    "convert_all": "gemma4_quant.conversion_set",
+    "convert_projector": "gemma4_quant.projector_conversion",
     "inspect": "gemma4_quant.inspection",
     "quantize": "gemma4_quant.quantization",
+    "verify": "gemma4_quant.verification",
     "FileType": "gemma4_quant.ggml",
     "GgmlType": "gemma4_quant.ggml",
     "Gemma4QuantError": "gemma4_quant.errors",
@@ -43,8 +49,11 @@ __all__ = [
     "bench",
     "calibrate",
     "convert",
+    "convert_all",
+    "convert_projector",
     "inspect",
     "quantize",
+    "verify",
 ]
 
 

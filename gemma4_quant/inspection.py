@@ -55,7 +55,7 @@ def inspect(path: Path) -> Inspection:
 
     Long metadata is shortened: a text to its beginning, an array to its type and length.
     """
-    model = open_model(path)
+    model = open_model(path, with_projectors=True)
     n_bytes = sum(tensor.n_bytes for tensor in model.tensors)
     return Inspection(
         path=path,

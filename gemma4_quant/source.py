@@ -8,21 +8,27 @@ from gemma4_quant.model import Model
 from gemma4_quant.split_reader import read_model
 
 ARCHITECTURES = ("gemma4", "gemma4-assistant")
-"""Values of `general.architecture` that this tool handles."""
+"""Values of `general.architecture` of the models that this tool handles."""
+
+PROJECTOR = "clip"
+"""The same for the encoders of pictures and sound that go with a model."""
 
 
-def open_model(path: Path) -> Model:
-    """Open a checkpoint directory or a GGUF file; raises InputError and its kinds saying what is wrong."""
+def open_model(path: Path, *, with_projectors: bool = False) -> Model:
+    """Open a checkpoint directory or a GGUF file; raises InputError and its kinds saying what is wrong.
+
+    with_projectors: take a projector's GGUF file too.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist; give a checkpoint directory or a GGUF file")
     if path.is_dir():
         from gemma4_quant.converters import load_model
 
         return load_model(path)
-    return open_gguf(path)
+    return open_gguf(path, with_projectors=with_projectors)
 
 
-def open_gguf(path: Path) -> Model:
+def open_gguf(path: Path, *, with_projectors: bool = False) -> Model:
     """Open a GGUF file of a Gemma 4 model, or all shards of a split one; raises GgufError for any other."""
     if not path.is_file():
         raise InputError(f"{path} is not a GGUF file; give one made by `gemma4-quant convert`")
@@ -30,6 +36,13 @@ def open_gguf(path: Path) -> Model:
     if "general.architecture" not in model.metadata:
         raise GgufError(f"{path} holds no model: it has no general.architecture")
     architecture = get_string(model.metadata, "general.architecture")
+    if architecture == PROJECTOR and with_projectors:
+        return model
+    if architecture == PROJECTOR:
+        raise GgufError(
+            f"{path} holds a projector, the encoders of pictures and sound, which are used as they are; "
+            "give the text model it goes with"
+        )
     if architecture not in ARCHITECTURES:
         raise GgufError(
             f"{path} holds a {architecture} model; this tool handles Gemma 4 ({', '.join(ARCHITECTURES)})"

@@ -108,6 +108,11 @@ class ProjectorConfig:
     audio: Conformer | AudioFrames | None
 
 
+def has_encoders(config: Mapping[str, Any]) -> bool:
+    """Tell whether config.json describes encoders beside the text decoder; see read_projector_config."""
+    return any(_is_there(config, key) for key in ("vision_config", "audio_config"))
+
+
 def read_projector_config(config: Mapping[str, Any]) -> ProjectorConfig:
     """Read the encoders of config.json.
 
@@ -116,20 +121,23 @@ def read_projector_config(config: Mapping[str, Any]) -> ProjectorConfig:
     family = find_family(config)
     if family not in (GEMMA4, UNIFIED):
         raise ConfigError("config.json describes a drafter, which has no projector; give its target model")
-    is_unified = family is UNIFIED
-    fields = Fields(config, "config.json")
-    vision = fields.inner("vision_config") if "vision_config" in fields else None
-    # an empty audio_config stands for none, as in llama.cpp's converter
-    audio = fields.inner("audio_config") if config.get("audio_config") not in (None, {}) else None
-    if vision is None and audio is None:
+    if not has_encoders(config):
         raise ConfigError(
             "config.json has neither vision_config nor audio_config: this is a text-only model without a projector"
         )
+    is_unified = family is UNIFIED
+    fields = Fields(config, "config.json")
+    vision = fields.inner("vision_config") if _is_there(config, "vision_config") else None
+    audio = fields.inner("audio_config") if _is_there(config, "audio_config") else None
     return ProjectorConfig(
         text_hidden=text_fields(config).integer("hidden_size", 2304, high=_MAX_SIZE),
         vision=None if vision is None else (_read_embedder(vision) if is_unified else _read_tower(vision)),
         audio=None if audio is None else (_read_frames(audio) if is_unified else _read_conformer(audio)),
     )
+
+
+def _is_there(config: Mapping[str, Any], key: str) -> bool:
+    return config.get(key) not in (None, {})  # empty is as good as none, as in llama.cpp's converter
 
 
 def _read_tower(fields: Fields) -> VisionTower:

@@ -1,12 +1,16 @@
 """`gemma4-quant convert`: checkpoint → GGUF."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemma4_quant.cli.options import Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
+
+if TYPE_CHECKING:
+    from gemma4_quant.conversion import ConvertResult
+    from gemma4_quant.conversion_set import ConvertAllResult
 
 
 def register(app: typer.Typer) -> None:
@@ -15,8 +19,8 @@ def register(app: typer.Typer) -> None:
     @command(
         app,
         examples=[
-            "gemma4-quant convert examples/tiny-gemma4-e",
             "gemma4-quant convert examples/tiny-gemma4-e --outfile tiny-{ftype}.gguf --outtype q8_0",
+            "gemma4-quant convert examples/tiny-gemma4-e --all",
         ],
     )
     def convert(
@@ -28,7 +32,7 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(
                 "--outfile",
-                help="File to write; {ftype} in its name stands for the type.",
+                help="File to write; {ftype} in its name stands for the type. With --all a directory.",
                 show_default="in CHECKPOINT",
             ),
         ] = None,
@@ -44,6 +48,17 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option("--adapter", help="Directory of a LoRA adapter to merge; repeatable.", show_default=False),
         ] = None,
+        mmproj: Annotated[
+            bool, typer.Option("--mmproj", help="Convert the vision and audio encoders instead of the text model.")
+        ] = False,
+        everything: Annotated[
+            bool,
+            typer.Option("--all", help="Convert text model, encoders and drafter, and see that they load together."),
+        ] = False,
+        drafter: Annotated[
+            Path | None,
+            typer.Option("--drafter", help="With --all: directory of the -assistant checkpoint.", show_default=False),
+        ] = None,
         split_max_size: SplitMaxSize = None,
         split_max_tensors: SplitMaxTensors = None,
         threads: Threads = None,
@@ -58,19 +73,69 @@ def register(app: typer.Typer) -> None:
             raise typer.BadParameter(
                 f"{outtype!r} is not an --outtype ({', '.join(conversion.OUT_TYPES)}); for other types run quantize"
             )
-        result = conversion.convert(
-            checkpoint,
-            outfile,
-            outtype,
-            model_name=model_name,
-            adapters=adapter or (),
-            split=split_limits(split_max_size, split_max_tensors),
-            n_threads=threads,
-            progress=terminal_progress(),
-        )
-        types = ", ".join(f"{count} {name}" for name, count in result.types.items())
-        text = (
-            f"wrote {files_text(result.files)} ({size_text(result.n_bytes)}, {result.n_tensors} tensors: {types}) "
-            f"in {result.seconds:.1f} s"
-        )
-        emit(result, as_json=json, text=text)
+        split = split_limits(split_max_size, split_max_tensors)
+        _refuse_contradictions(mmproj, everything, drafter, changes_text=bool(adapter or split))
+        progress = terminal_progress()
+        if everything:
+            from gemma4_quant.conversion_set import convert_all
+
+            files = convert_all(
+                checkpoint,
+                outfile,
+                outtype,
+                drafter=drafter,
+                model_name=model_name,
+                adapters=adapter or (),
+                split=split,
+                n_threads=threads,
+                progress=progress,
+            )
+            emit(files, as_json=json, text=_describe_all(files))
+            return
+        if mmproj:
+            from gemma4_quant.projector_conversion import convert_projector
+
+            result = convert_projector(
+                checkpoint, outfile, outtype, model_name=model_name, n_threads=threads, progress=progress
+            )
+        else:
+            result = conversion.convert(
+                checkpoint,
+                outfile,
+                outtype,
+                model_name=model_name,
+                adapters=adapter or (),
+                split=split,
+                n_threads=threads,
+                progress=progress,
+            )
+        emit(result, as_json=json, text=_describe(result))
+
+
+def _refuse_contradictions(mmproj: bool, everything: bool, drafter: Path | None, *, changes_text: bool) -> None:
+    if mmproj and everything:
+        raise typer.BadParameter("--all includes the encoders; leave out --mmproj")
+    if mmproj and changes_text:
+        raise typer.BadParameter("--adapter and --split-max-… are for the text model; leave them out with --mmproj")
+    if drafter is not None and not everything:
+        raise typer.BadParameter("--drafter goes with --all; to convert a drafter alone, give it as CHECKPOINT")
+
+
+def _describe(result: "ConvertResult") -> str:
+    types = ", ".join(f"{count} {name}" for name, count in result.types.items())
+    return (
+        f"wrote {files_text(result.files)} ({size_text(result.n_bytes)}, {result.n_tensors} tensors: {types}) "
+        f"in {result.seconds:.1f} s"
+    )
+
+
+def _describe_all(files: "ConvertAllResult") -> str:
+    written = [result for result in (files.model, files.projector, files.drafter) if result is not None]
+    abilities = {
+        "text": True,
+        "pictures": files.companions.sees,
+        "sound": files.companions.hears,
+        "drafting": files.companions.drafts,
+    }
+    able = ", ".join(name for name, is_able in abilities.items() if is_able)
+    return "\n".join([*map(_describe, written), f"llama.cpp loads what was written, for {able}"])

@@ -30,7 +30,9 @@ def try_files(request: Mapping[str, str]) -> dict[str, Any]:
         tell_before_aborting(llama._lib)
         model = _load(llama, request["model"])
         context = _make_context(llama, model, None)
-        sees, hears = _load_projector(llama, model, request["projector"]) if "projector" in request else (False, False)
+        sees = hears = False
+        if "projector" in request:
+            sees, hears = _load_projector(llama, model, request["projector"])
         if "drafter" in request:
             _make_context(llama, _load(llama, request["drafter"]), context)
     except RunError as error:
