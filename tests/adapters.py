@@ -32,11 +32,19 @@ def write_adapter(
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = dict(whole or {})
+    shapes = list(shapes)
     for name, shape in shapes:
         own = (ranks or {}).get(name, rank)
         for factor, factor_shape in factor_shapes(name, shape, own):
             tensors[factor] = (dtype, factor_shape, random_weights(factor, factor_shape, seed, dtype))
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj"], **settings}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": [name.removesuffix(".weight") for name, shape in shapes if len(shape) == 2],
+        "target_parameters": [name for name, shape in shapes if len(shape) == 3],
+        **settings,
+    }
     (directory / "adapter_config.json").write_text(json.dumps(config))
     write_safetensors(
         directory / "adapter_model.safetensors", {f"{PREFIX}{name}": data for name, data in tensors.items()}
@@ -50,8 +58,8 @@ def factor_shapes(name: str, shape: tuple[int, ...], rank: int) -> Iterator[tupl
     if "embed_tokens" in name:
         yield f"{module}.lora_embedding_A", (rank, shape[0])
         yield f"{module}.lora_embedding_B", (shape[1], rank)
-    elif len(shape) == 3:  # experts: down_proj is wrapped first, gate_up_proj around it
-        module = module.rpartition(".")[0] + ("" if name.endswith("gate_up_proj") else ".base_layer")
+    elif len(shape) == 3:  # experts: gate_up_proj is wrapped first, down_proj around it
+        module = module.rpartition(".")[0] + (".base_layer" if name.endswith("gate_up_proj") else "")
         yield f"{module}.lora_A.weight", (shape[0] * rank, shape[2])
         yield f"{module}.lora_B.weight", (shape[1], rank * shape[0])
     else:
@@ -63,3 +71,20 @@ def linear_shapes(kind: str) -> list[tuple[str, tuple[int, ...]]]:
     """Return name and shape of every linear layer of a text decoder of `kind` (see checkpoints.KINDS)."""
     shapes = tensor_shapes(kind, text_config(kind))
     return [(name, shape) for name, shape in shapes if "vision" not in name and LINEAR.search(name)]
+
+
+def write_adapter_for(kind: str, directory: Path) -> Path:
+    """Write the adapter whose logits are recorded (golden/logits-KIND-adapter.npz); ranks and scales differ."""
+    shapes = linear_shapes(kind)
+    settings: dict[str, Any] = {
+        "rank_pattern": {"layers.1.self_attn.q_proj": 8, r".*\.layers\.2\.mlp\.up_proj": 2},
+        "alpha_pattern": {"o_proj": 1, "layers.2.mlp.up_proj": 3},
+        "use_rslora": True,
+        "lora_alpha": 2,
+    }
+    prefix = "model.language_model." if kind == "moe" else "model."
+    ranks = {f"{prefix}layers.1.self_attn.q_proj.weight": 8, f"{prefix}layers.2.mlp.up_proj.weight": 2}
+    if kind == "moe":
+        stacks = [entry for entry in tensor_shapes(kind, text_config(kind)) if ".experts." in entry[0]]
+        shapes = [*shapes, *stacks]
+    return write_adapter(directory, shapes, ranks=ranks, **settings)

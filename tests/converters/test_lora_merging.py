@@ -176,7 +176,7 @@ def test_experts_get_the_product_of_their_own_factors(bases: Callable[[str], Pat
     adapter = write_adapter(tmp_path, [GATES, DOWNS], rank=3, lora_alpha=3)
     read = merged(bases("moe"), adapter)
     module = "model.language_model.layers.1.experts"
-    for (name, shape), wrapper in ((GATES, module), (DOWNS, f"{module}.base_layer")):
+    for (name, shape), wrapper in ((DOWNS, module), (GATES, f"{module}.base_layer")):
         a, b = stacked_factors(adapter, wrapper)
         assert_close(read(name), base_values(name, shape) + np.einsum("ore,eri->eoi", b, a))
 
@@ -187,7 +187,7 @@ def test_experts_of_older_peft_have_inputs_and_outputs_swapped(bases: Callable[[
     adapter = write_adapter(tmp_path, swapped, rank=3, lora_alpha=3)
     read = merged(bases("moe"), adapter)
     module = "model.language_model.layers.1.experts"
-    for (name, shape), wrapper in ((GATES, module), (DOWNS, f"{module}.base_layer")):
+    for (name, shape), wrapper in ((DOWNS, module), (GATES, f"{module}.base_layer")):
         a, b = stacked_factors(adapter, wrapper)
         assert_close(read(name), base_values(name, shape) + np.einsum("ore,eri->eio", b, a))
 
@@ -196,7 +196,7 @@ def test_ranks_of_experts_are_found_by_the_parameters_name(bases: Callable[[str]
     adapter = write_adapter(
         tmp_path, [GATES, DOWNS], rank=2, ranks={DOWNS[0]: 4}, rank_pattern={"experts.down_proj": 4}, lora_alpha=8
     )
-    a, b = stacked_factors(adapter, "model.language_model.layers.1.experts.base_layer")
+    a, b = stacked_factors(adapter, "model.language_model.layers.1.experts")
     assert a.shape[1] == 4
     expected = base_values(*DOWNS) + 8 / 4 * np.einsum("ore,eri->eoi", b, a)
     assert_close(merged(bases("moe"), adapter)(DOWNS[0]), expected)
