@@ -197,7 +197,8 @@ def _linear(name: str, n_out: int, n_in: int, is_clipped: bool) -> Iterator[tupl
 def _vision_shapes(vision: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     tower = "model.vision_tower."
     hidden, wide, head = vision["hidden_size"], vision["intermediate_size"], vision["head_dim"]
-    queries, is_clipped = vision["num_attention_heads"] * head, vision.get("use_clipped_linears", False)
+    queries, keys = vision["num_attention_heads"] * head, vision["num_key_value_heads"] * head
+    is_clipped = vision.get("use_clipped_linears", False)
     yield f"{tower}patch_embedder.position_embedding_table", (2, vision["position_embedding_size"], hidden)
     yield f"{tower}patch_embedder.input_proj.weight", (hidden, 3 * vision["patch_size"] ** 2)
     if vision.get("standardize"):
@@ -207,8 +208,8 @@ def _vision_shapes(vision: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, 
         layer = f"{tower}encoder.layers.{number}."
         for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
             yield f"{layer}{norm}_layernorm.weight", (hidden,)
-        for name in "qkv":
-            yield from _linear(f"{layer}self_attn.{name}_proj", queries, hidden, is_clipped)
+        for name, width in (("q", queries), ("k", keys), ("v", keys)):
+            yield from _linear(f"{layer}self_attn.{name}_proj", width, hidden, is_clipped)
         yield from _linear(f"{layer}self_attn.o_proj", hidden, queries, is_clipped)
         for name in "qk":
             yield f"{layer}self_attn.{name}_norm.weight", (head,)

@@ -42,7 +42,7 @@ def _exp(x: _Array) -> _Array:
     rest = _fused(exponent, -_LN2_SMALL, rest)
     series = _polynomial(rest, _EXP_FIRST, _EXP)
     mantissa = np.float32(1) + _fused(rest * rest, series, rest)
-    return np.ldexp(mantissa, exponent.astype(np.int32)).astype(np.float32)
+    return np.asarray(np.ldexp(mantissa, exponent.astype(np.int32)), np.float32)
 
 
 def _log1p(x: _Array) -> _Array:
