@@ -68,6 +68,11 @@ class ChatTemplate:
         """End the child process."""
         self._process.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the child process was stopped, so that nothing can be rendered any more."""
+        return self._process.has_ended
+
     def render(self, conversation: Conversation) -> str:
         """Return the text that the model reads; raises ChatTemplateError when the template fails or refuses."""
         variables = {

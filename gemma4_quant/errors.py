@@ -59,6 +59,10 @@ class OutputError(Gemma4QuantError):
     """An output file cannot be written: no space, no permission, would overwrite the input."""
 
 
+class VerificationError(Gemma4QuantError):
+    """A file is not what it should be."""
+
+
 class RunError(Gemma4QuantError):
     """llama.cpp could not load or run a model."""
 

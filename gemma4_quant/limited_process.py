@@ -70,6 +70,11 @@ class LimitedProcess:
         """End the process."""
         self.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the child has ended or was stopped."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the child, whatever it is doing."""
         self._process.kill()

@@ -23,7 +23,7 @@ from gemma4_quant.gguf_header import encode_header
 from gemma4_quant.metadata import ValueType, float32, numbers, string
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
-COMMANDS = ("convert", "calibrate", "quantize", "bench", "inspect")
+COMMANDS = ("convert", "calibrate", "quantize", "bench", "inspect", "verify")
 
 
 def run(*arguments: object) -> Result:

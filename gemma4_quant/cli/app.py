@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gemma4_quant import __version__
-from gemma4_quant.cli import bench, calibrate, convert, inspect, quantize
+from gemma4_quant.cli import bench, calibrate, convert, inspect, quantize, verify
 
 app = typer.Typer(
     name="gemma4-quant",
@@ -43,3 +43,4 @@ calibrate.register(app)
 quantize.register(app)
 bench.register(app)
 inspect.register(app)
+verify.register(app)

@@ -30,19 +30,22 @@ class LoadedModel:
     add_bos: whether a text begins with it. n_gpu_layers: layers to offload; None for all that fit.
     """
 
-    def __init__(self, path: Path, *, n_gpu_layers: int | None = None) -> None:
+    def __init__(self, path: Path, *, n_gpu_layers: int | None = None, vocab_only: bool = False) -> None:
         """Load a model.
 
+        vocab_only: only what tokenises. It is not tried in a child process first; call it in one.
         Raises InputError or GgufError when the file is not a sound GGUF of a Gemma 4 model, RunError with
         llama.cpp's reason when it does not load.
         """
         self.path = path
         self.file: Model = open_gguf(path)
         refuse_what_aborts(self.file)
-        refuse_what_kills(self.file)
+        if not vocab_only:
+            refuse_what_kills(self.file)
         self.n_gpu_layers = n_gpu_layers
         self._llama: Any = libraries().llama
         params = self._llama.llama_model_default_params()
+        params.vocab_only = vocab_only
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
         forget_errors()
