@@ -40,6 +40,7 @@ def convert_all(
     model_name: str | None = None,
     adapters: Sequence[Path] = (),
     split: SplitRule | None = None,
+    exact_gelu: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertAllResult:
@@ -47,7 +48,8 @@ def convert_all(
 
     directory: where to put the files, None for the checkpoint's own; they are named as llama.cpp's converter names
     them. out_type: as for `convert`. drafter: directory of an `-assistant` checkpoint. model_name: `general.name` of
-    text model and projector. adapters, split: as for `convert`, of the text model.
+    text model and projector. adapters, split: as for `convert`, of the text model. exact_gelu: as for
+    `convert_projector`.
     Raises CheckpointError and its kinds before anything is written for bad input and for a drafter of another model,
     OutputError when a file cannot be written, RunError when llama.cpp does not load the files together.
     """
@@ -70,7 +72,13 @@ def convert_all(
     projector = drafted = None
     if is_multimodal:
         projector = convert_projector(
-            checkpoint, target, out_type, model_name=model_name, n_threads=n_threads, progress=progress
+            checkpoint,
+            target,
+            out_type,
+            model_name=model_name,
+            exact_gelu=exact_gelu,
+            n_threads=n_threads,
+            progress=progress,
         )
     if drafter is not None:
         drafted = convert(drafter, target, out_type, n_threads=n_threads, progress=progress)

@@ -35,18 +35,21 @@ def convert_projector(
     out_type: str = "auto",
     *,
     model_name: str | None = None,
+    exact_gelu: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertResult:
     """Convert the vision and audio encoders of a Gemma 4 checkpoint to a GGUF file for llama.cpp's mtmd.
 
     outfile: as for `convert`. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the encoders are stored in
-    and BF16 when it is F32. Tensors with weights beyond float16 stay F32 in an F16 file; the result's remarks name
-    them. Raises ConfigError for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError
-    and its kinds for other bad input, OutputError when the file cannot be written.
+    and BF16 when it is F32. exact_gelu: have llama.cpp compute the vision tower's activation as the model does; without
+    it the file equals that of llama.cpp's converter, with which it takes a rougher one. Tensors with weights beyond
+    float16 stay F32 in an F16 file; the result's remarks name them.
+    Raises ConfigError for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError and its
+    kinds for other bad input, OutputError when the file cannot be written.
     """
     check_out_type(out_type)
-    projector = open_projector(open_checkpoint(checkpoint), model_name=model_name)
+    projector = open_projector(open_checkpoint(checkpoint), model_name=model_name, exact_gelu=exact_gelu)
     model = projector.model
     kind = auto_type(model, GgmlType.BF16) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
     output = output_path(checkpoint, outfile, model, kind)

@@ -122,10 +122,16 @@ def test_the_command_writes_a_projector_and_refuses_contradictions(checkpoint: P
     code, stdout, _ = run("--mmproj", "--json")
     assert code == 0
     assert json.loads(stdout)["types"] == {"F32": 178, "BF16": 39}
-    code, stdout, _ = run("--all")
+    code, stdout, _ = run("--all", "--exact-gelu")
     assert code == 0
+    assert inspect(next(tmp_path.glob("mmproj-*.gguf"))).metadata["clip.use_gelu"] is True
     assert stdout.splitlines()[-1] == "llama.cpp loads what was written, for text, pictures, sound"
-    for arguments in (["--mmproj", "--all"], ["--mmproj", "--split-max-tensors", "5"], ["--drafter", str(tmp_path)]):
+    for arguments in (
+        ["--mmproj", "--all"],
+        ["--mmproj", "--split-max-tensors", "5"],
+        ["--drafter", str(tmp_path)],
+        ["--exact-gelu"],
+    ):
         code, _, stderr = run(*arguments)
         assert code == 2
         assert "Invalid value" in stderr

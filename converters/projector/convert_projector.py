@@ -58,10 +58,11 @@ def load_projector(directory: Path, *, model_name: str | None = None) -> Model:
     return projector.model
 
 
-def open_projector(checkpoint: Checkpoint, *, model_name: str | None = None) -> Projector:
+def open_projector(checkpoint: Checkpoint, *, model_name: str | None = None, exact_gelu: bool = False) -> Projector:
     """Give the tensors and settings of a checkpoint's encoders their GGUF names; no weight is read.
 
-    model_name: `general.name`, guessed from model card and directory when None.
+    model_name: `general.name`, guessed from model card and directory when None. exact_gelu: have llama.cpp compute
+    the vision tower's activation as the model does, which its own converter's files do not.
     Tensors keep the types they are stored in, but for small ones that GGUF holds in another form. Raises ConfigError
     for a model without encoders or with ones that llama.cpp would abort on, UnmappedTensorsError listing tensors
     without a place and missing ones, CheckpointError for wrong shapes.
@@ -74,7 +75,7 @@ def open_projector(checkpoint: Checkpoint, *, model_name: str | None = None) -> 
     file_type = FileType[auto_type(Model(checkpoint.directory, {}, tensors), GgmlType.BF16).name]
     metadata = {
         **general_metadata(checkpoint, tensors, model_name, ARCHITECTURE, "mmproj"),
-        **encoder_metadata(config, pictures, uint32(file_type)),
+        **encoder_metadata(config, pictures, uint32(file_type), exact_gelu=exact_gelu),
         "general.quantization_version": uint32(QUANTIZATION_VERSION),
     }
     remarks = (*differences(config), *_picture_remarks(config, pictures))

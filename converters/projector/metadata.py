@@ -34,8 +34,13 @@ class _Sizes:
     n_heads: int = 0
 
 
-def encoder_metadata(config: ProjectorConfig, pictures: PictureStatistics, file_type: Value) -> dict[str, Value]:
-    """Return the metadata after `general.*`, beginning with the file type."""
+def encoder_metadata(
+    config: ProjectorConfig, pictures: PictureStatistics, file_type: Value, *, exact_gelu: bool
+) -> dict[str, Value]:
+    """Return the metadata after `general.*`, beginning with the file type.
+
+    exact_gelu: see activation_metadata.
+    """
     vision, audio = config.vision, config.audio
     return {
         "general.file_type": file_type,
@@ -43,7 +48,19 @@ def encoder_metadata(config: ProjectorConfig, pictures: PictureStatistics, file_
         **({} if audio is None else _audio_sizes(audio, config.text_hidden)),
         **({} if vision is None else _vision_kind(vision)),
         **({} if audio is None else _audio_kind(audio)),
+        **(activation_metadata(vision, exact_gelu=exact_gelu) if isinstance(vision, VisionTower) else {}),
     }
+
+
+def activation_metadata(tower: VisionTower, *, exact_gelu: bool) -> dict[str, Value]:
+    """Return the key for a tower's activation.
+
+    Without one, clip.cpp computes x·σ(1.702x), and llama.cpp's converter writes none. exact_gelu: have it compute the
+    GELU that the model has.
+    """
+    if tower.activation == "silu":
+        return {"clip.use_silu": boolean(True)}
+    return {"clip.use_gelu": boolean(True)} if exact_gelu else {}
 
 
 def _vision_sizes(

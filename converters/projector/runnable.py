@@ -28,8 +28,9 @@ def differences(config: ProjectorConfig) -> list[str]:
         vision = config.vision
         fixed += [
             ("vision_config.rope_parameters.rope_theta", vision.rope_base, 100.0),
-            ("vision_config.hidden_activation", vision.activation, "gelu_pytorch_tanh"),
         ]
+        if vision.activation != "silu":  # which llama.cpp can be told
+            fixed.append(("vision_config.hidden_activation", vision.activation, "gelu_pytorch_tanh"))
     if isinstance(config.audio, Conformer):
         audio = config.audio
         fixed += [

@@ -59,6 +59,13 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option("--drafter", help="With --all: directory of the -assistant checkpoint.", show_default=False),
         ] = None,
+        exact_gelu: Annotated[
+            bool,
+            typer.Option(
+                "--exact-gelu",
+                help="Have llama.cpp see pictures with the model's activation, not the rougher one it takes by default.",
+            ),
+        ] = False,
         split_max_size: SplitMaxSize = None,
         split_max_tensors: SplitMaxTensors = None,
         threads: Threads = None,
@@ -74,7 +81,7 @@ def register(app: typer.Typer) -> None:
                 f"{outtype!r} is not an --outtype ({', '.join(conversion.OUT_TYPES)}); for other types run quantize"
             )
         split = split_limits(split_max_size, split_max_tensors)
-        _refuse_contradictions(mmproj, everything, drafter, changes_text=bool(adapter or split))
+        _refuse_contradictions(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
         progress = terminal_progress()
         if everything:
             from gemma4_quant.conversion_set import convert_all
@@ -87,6 +94,7 @@ def register(app: typer.Typer) -> None:
                 model_name=model_name,
                 adapters=adapter or (),
                 split=split,
+                exact_gelu=exact_gelu,
                 n_threads=threads,
                 progress=progress,
             )
@@ -96,7 +104,13 @@ def register(app: typer.Typer) -> None:
             from gemma4_quant.projector_conversion import convert_projector
 
             result = convert_projector(
-                checkpoint, outfile, outtype, model_name=model_name, n_threads=threads, progress=progress
+                checkpoint,
+                outfile,
+                outtype,
+                model_name=model_name,
+                exact_gelu=exact_gelu,
+                n_threads=threads,
+                progress=progress,
             )
         else:
             result = conversion.convert(
@@ -112,13 +126,17 @@ def register(app: typer.Typer) -> None:
         emit(result, as_json=json, text=_describe(result))
 
 
-def _refuse_contradictions(mmproj: bool, everything: bool, drafter: Path | None, *, changes_text: bool) -> None:
+def _refuse_contradictions(
+    mmproj: bool, everything: bool, drafter: Path | None, exact_gelu: bool, *, changes_text: bool
+) -> None:
     if mmproj and everything:
         raise typer.BadParameter("--all includes the encoders; leave out --mmproj")
     if mmproj and changes_text:
         raise typer.BadParameter("--adapter and --split-max-… are for the text model; leave them out with --mmproj")
     if drafter is not None and not everything:
         raise typer.BadParameter("--drafter goes with --all; to convert a drafter alone, give it as CHECKPOINT")
+    if exact_gelu and not (mmproj or everything):
+        raise typer.BadParameter("--exact-gelu is for the encoders of pictures; add --mmproj or --all")
 
 
 def _describe(result: "ConvertResult") -> str:

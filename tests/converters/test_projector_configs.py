@@ -194,7 +194,7 @@ def test_encoders_that_llama_cpp_aborts_on_are_refused_with_the_reason(
 def test_what_llama_cpp_computes_otherwise_is_remarked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     vision, audio = {"rope_parameters": {"rope_theta": 10000.0}}, {"attention_chunk_size": 8, "hidden_act": "gelu"}
     directory = write_multimodal(tmp_path / "model", vision=vision, audio=audio)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="gemma4_quant"):
         result = convert_projector(directory, tmp_path)
     assert [remark.split(",")[0] for remark in result.remarks] == [
         "vision_config.rope_parameters.rope_theta is 10000.0",
@@ -254,7 +254,7 @@ def test_unused_limits_and_standardization_are_dropped_with_a_reason(
 ) -> None:
     directory = write_multimodal(tmp_path / "model", "wide")
     rewrite(directory, lambda config: config["vision_config"].update(use_clipped_linears=False, standardize=False))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="gemma4_quant"):
         names = {tensor.name for tensor in load_projector(directory).tensors}
     assert not any("put_m" in name or "std_" in name for name in names)
     assert "vision_config.use_clipped_linears is false" in caplog.text
