@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import auto_type, default_file_name, float_type, load_model
-from gemma4_quant.destination import cannot_write, input_files
+from gemma4_quant.destination import cannot_write, input_files, with_type
 from gemma4_quant.errors import UnsupportedTypeError
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import uint32
@@ -136,13 +136,4 @@ def output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: Ggml
         raise cannot_write(Path(str(outfile)), error) from error
     if outfile is None or is_directory:
         return (outfile or checkpoint) / default_file_name(model.metadata, kind)
-    ftype = kind.name.lower()
-    name = outfile.name
-    for place, text in (
-        ("{ftype}", ftype),
-        ("{outtype}", ftype),
-        ("{FTYPE}", ftype.upper()),
-        ("{OUTTYPE}", ftype.upper()),
-    ):
-        name = name.replace(place, text)
-    return outfile.with_name(name)
+    return with_type(outfile, kind.name)

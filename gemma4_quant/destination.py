@@ -18,6 +18,14 @@ def journal_of(output: Path) -> Path:
     return output.with_name(output.name + ".partial.journal")
 
 
+def with_type(output: Path, name: str) -> Path:
+    """Put the name of a type where `output`'s file name says {ftype} (or {outtype}, {type}), as llama.cpp does."""
+    filled = output.name
+    for place in ("ftype", "outtype", "type"):
+        filled = filled.replace(f"{{{place}}}", name.lower()).replace(f"{{{place.upper()}}}", name.upper())
+    return output.with_name(filled)
+
+
 def check_destination(output: Path, inputs: Iterable[Path]) -> None:
     """Raise OutputError when `output` cannot be written, or when writing it would destroy one of `inputs`."""
     try:

@@ -1,30 +1,36 @@
-"""Checkpoint or GGUF → GGUF with block types: the pipeline with a recipe of blocks."""
+"""Checkpoint or GGUF → GGUF with block types: the pipeline with recipes of blocks."""
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
-from gemma4_quant.destination import input_files
+from gemma4_quant.destination import input_files, with_type
 from gemma4_quant.ggml import FileType
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
-from gemma4_quant.quantize_plan import quantize_plan
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.qat import GridReport, report_grids
+from gemma4_quant.quantize_plan import QuantizePlan, quantize_plan
+from gemma4_quant.recipe import Reason, Recipe
+from gemma4_quant.shards import KeptSplit, SplitRule, unsplit_name
 from gemma4_quant.source import open_model
-from gemma4_quant.writer import write_gguf
+from gemma4_quant.writer import Job, write_ggufs
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
     """What `quantize` wrote.
 
-    n_bytes: size of the file. bits_per_weight: of the tensor data, as llama-quantize counts it.
-    types: how many tensors have each GGML type. fallbacks: tensors whose rows do not fit the wanted type.
-    without_importance: quantized tensors that the importance file says nothing of; empty without such a file.
+    path: the file, or the first of `files`, which llama.cpp loads, when the model is split. n_bytes: of all files.
+    bits_per_weight: of the tensor data, as llama-quantize counts it. types: how many tensors have each GGML type.
+    fallbacks: tensors whose rows do not fit the wanted type. without_importance: quantized tensors that the
+    importance file says nothing of; empty without such a file. floors: tensors that the recipe's floors gave a larger
+    type. padding: feed-forward widths that were padded, as `704 → 768` by metadata key. qat: tensors that lie on a
+    trained grid. seconds: of the whole run, other file types included.
     """
 
     path: Path
@@ -35,7 +41,11 @@ class QuantizeResult:
     types: dict[str, int]
     fallbacks: dict[str, str]
     without_importance: tuple[str, ...]
+    floors: dict[str, str]
+    padding: dict[str, str]
+    qat: GridReport
     seconds: float
+    files: tuple[Path, ...]
 
 
 def quantize(
@@ -47,51 +57,140 @@ def quantize(
     recipe: Recipe | None = None,
     effort: Effort = Effort.BALANCED,
     allow_requantize: bool = False,
+    split: SplitRule | None = None,
+    keep_split: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
     """Quantize a GGUF file or a checkpoint directory.
 
-    output: the file to write; None puts it beside the source, named after the type.
-    importance: an importance file of the same model (`calibrate` makes one). recipe: overrides beyond the file type,
-    whose own file type then wins. Raises InputError and its kinds for bad input, OutputError when the file
+    output: the file to write; `{ftype}` in its name stands for the type. None puts it beside the source, named after
+    the type. importance: an importance file of the same model (`calibrate` makes one).
+    recipe: overrides beyond the file type, whose own file type then wins. split: such as shards.SplitLimits.
+    keep_split: split as the source is. Raises InputError and its kinds for bad input, OutputError when the file
     cannot be written.
     """
+    return quantize_each(
+        source,
+        output,
+        [recipe.file_type if recipe else file_type],
+        importance=importance,
+        recipe=recipe,
+        effort=effort,
+        allow_requantize=allow_requantize,
+        split=split,
+        keep_split=keep_split,
+        n_threads=n_threads,
+        progress=progress,
+    )[0]
+
+
+def quantize_each(
+    source: Path,
+    output: Path | None,
+    file_types: Sequence[FileType],
+    *,
+    importance: Path | None = None,
+    recipe: Recipe | None = None,
+    effort: Effort = Effort.BALANCED,
+    allow_requantize: bool = False,
+    split: SplitRule | None = None,
+    keep_split: bool = False,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[QuantizeResult]:
+    """Quantize to several file types in one run that reads and decodes the source once.
+
+    Every file has the bytes that `quantize` gives it alone. recipe: overrides for all of them; its file type does not
+    count. output: see `quantize`; a file name must say {ftype} when there are several types.
+    """
     started = time.monotonic()
-    recipe = replace(recipe or Recipe(file_type), has_importance=importance is not None)
-    model = open_model(source)
-    statistics = None if importance is None else read_importance(importance)
-    prepared = quantize_plan(model, recipe, statistics, importance, allow_requantize=allow_requantize)
-    plan = prepared.plan
-    target = output or _default_output(source, model, recipe.file_type)
-    name = recipe.file_type.name
-    write_gguf(
-        plan,
-        target,
+    prepared = prepare(
+        source,
+        output,
+        file_types,
+        importance=importance,
+        recipe=recipe,
+        allow_requantize=allow_requantize,
+        split=split,
+        keep_split=keep_split,
+    )
+    write_ggufs(
+        [each.job for each in prepared],
         effort=effort,
         n_threads=n_threads,
         progress=progress,
-        label=f"quantize to {name}",
+        label=f"quantize to {', '.join(each.file_type.name for each in prepared)}",
         inputs=[*input_files(source), *([importance] if importance else [])],
     )
+    return [_result(each, time.monotonic() - started) for each in prepared]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file type with its plan, before anything is written."""
+
+    file_type: FileType
+    decided: QuantizePlan
+    job: Job
+
+
+def prepare(
+    source: Path,
+    output: Path | None,
+    file_types: Sequence[FileType],
+    *,
+    importance: Path | None = None,
+    recipe: Recipe | None = None,
+    allow_requantize: bool = False,
+    split: SplitRule | None = None,
+    keep_split: bool = False,
+) -> list[Prepared]:
+    """Plan the file of each type (once each) and name it; reads no weights. See quantize_each."""
+    model = open_model(source)
+    statistics = None if importance is None else read_importance(importance)
+    split = KeptSplit(model.shard_sizes) if keep_split else split
+    prepared = []
+    for file_type in dict.fromkeys(file_types):
+        own = replace(recipe or Recipe(file_type), file_type=file_type, has_importance=importance is not None)
+        decided = quantize_plan(model, own, statistics, importance, allow_requantize=allow_requantize, split=split)
+        prepared.append(
+            Prepared(file_type, decided, Job(decided.plan, _output_path(source, output, model, file_type)))
+        )
+    return prepared
+
+
+def _result(prepared: Prepared, seconds: float) -> QuantizeResult:
+    decided, tensors = prepared.decided, prepared.decided.plan.tensors
+    n_weights = sum(planned.tensor.n_weights for planned in tensors)
     return QuantizeResult(
-        path=target,
-        file_type=name.lower(),
-        n_bytes=plan.n_bytes,
-        n_weights=model.n_weights,
-        bits_per_weight=sum(planned.n_bytes for planned in plan.tensors) * 8 / model.n_weights,
-        types=dict(Counter(planned.type.name for planned in plan.tensors)),
-        fallbacks={c.name: f"{c.wanted.name} → {c.type.name}" for c in prepared.choices if c.fallback},
-        without_importance=prepared.without_importance,
-        seconds=time.monotonic() - started,
+        path=prepared.job.paths[0],
+        file_type=prepared.file_type.name.lower(),
+        n_bytes=decided.plan.n_bytes,
+        n_weights=n_weights,
+        bits_per_weight=sum(planned.n_bytes for planned in tensors) * 8 / n_weights,
+        types=dict(Counter(planned.type.name for planned in tensors)),
+        fallbacks={c.name: f"{c.wanted.name} → {c.type.name}" for c in decided.choices if c.fallback},
+        without_importance=decided.without_importance,
+        floors={c.name: c.type.name for c in decided.choices if c.reason is Reason.FLOOR},
+        padding=decided.padding,
+        qat=report_grids(decided.grids),
+        seconds=seconds,
+        files=prepared.job.paths,
     )
+
+
+def _output_path(source: Path, output: Path | None, model: Model, file_type: FileType) -> Path:
+    if output is None:
+        return _default_output(source, model, file_type)
+    return with_type(output, file_type.name)
 
 
 def _default_output(source: Path, model: Model, file_type: FileType) -> Path:
     """Name the output after its source, the type in place of the source's."""
     if source.is_dir():
         return source / default_file_name(model.metadata, file_type)
-    stem = source.stem
+    stem = Path(unsplit_name(source.name)).stem
     for known in sorted(FileType, key=lambda kind: -len(kind.name)):
         for suffix in (f"-{known.name}", f".{known.name}"):
             if stem.upper().endswith(suffix):

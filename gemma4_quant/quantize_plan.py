@@ -1,6 +1,7 @@
 """The plan of a quantized file: what a recipe makes of a model and its importance."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,25 +10,32 @@ from gemma4_quant.calibration.importance import Importance
 from gemma4_quant.codecs import CODECS
 from gemma4_quant.converters import auto_type, float_type
 from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeError, listed
-from gemma4_quant.ggml import FileType, is_quantized
+from gemma4_quant.ggml import FileType, is_quantized, row_bytes
 from gemma4_quant.metadata import Metadata, Value, string, uint32
 from gemma4_quant.model import Model, Tensor
+from gemma4_quant.padding import FeedForward, can_be_padded, padded, padded_importance, padded_widths
 from gemma4_quant.plan import Assignment, Plan, make_plan
-from gemma4_quant.recipe import Choice, Recipe, choose_types, requires_importance
+from gemma4_quant.qat import GridPlan, plan_grids
+from gemma4_quant.recipe import Choice, PadMode, Recipe, choose_types, requires_importance
+from gemma4_quant.shards import SplitRule
 
 logger = logging.getLogger(__name__)
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
-_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """A plan with the choices and findings behind it."""
+    """A plan with the choices and findings behind it.
+
+    grids: tensors that lie on a trained grid. padding: widths that were padded, by metadata key, as `704 → 768`.
+    """
 
     plan: Plan
     choices: tuple[Choice, ...]
     without_importance: tuple[str, ...]
+    grids: GridPlan
+    padding: dict[str, str]
 
 
 def quantize_plan(
@@ -37,12 +45,15 @@ def quantize_plan(
     importance_path: Path | None = None,
     *,
     allow_requantize: bool = False,
+    split: SplitRule | None = None,
 ) -> QuantizePlan:
-    """Decide the type of every tensor and lay out the file; reads no weights."""
+    """Decide the type of every tensor and lay out the file; reads a few rows of each, to find trained grids."""
     if not model.tensors:
         raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
-    choices = tuple(choose_types(recipe, as_converted(model)))
-    weights = _importance_of(model, importance, importance_path)
+    source, measured = model, _importance_of(model, importance, importance_path)
+    model, wanted = _padded_where_wanted(model, recipe)
+    grids = plan_grids(model, recipe, wanted)
+    weights, choices = padded_importance(model, measured), grids.choices
     if needing := [name for name in requires_importance(recipe, choices) if name not in weights]:
         raise ImportanceError(
             f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
@@ -54,12 +65,37 @@ def quantize_plan(
     plan = make_plan(
         metadata,
         [
-            Assignment(tensor, choice.type, weights.get(tensor.name) if is_quantized(choice.type) else None)
+            Assignment(
+                tensor,
+                choice.type,
+                weights.get(tensor.name) if is_quantized(choice.type) else None,
+                grids.encoders.get(tensor.name),
+            )
             for tensor, choice in zip(model.tensors, choices, strict=True)
         ],
+        split,
     )
     missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
-    return QuantizePlan(plan, choices, missing)
+    return QuantizePlan(plan, choices, missing, grids, padded_widths(source, model))
+
+
+def _padded_where_wanted(model: Model, recipe: Recipe) -> tuple[Model, list[Choice]]:
+    """Pad feed-forward layers as the recipe says; returns the model and the types of its tensors."""
+    choices = choose_types(recipe, as_converted(model))
+    for kind in FeedForward if recipe.pad_ffn is not PadMode.OFF else ():
+        if recipe.pad_ffn is PadMode.AUTO and not can_be_padded(model, kind):
+            continue
+        wider = padded(model, kind)
+        if wider is model:
+            continue
+        wider_choices = choose_types(recipe, as_converted(wider))
+        if recipe.pad_ffn is PadMode.ON or _n_bytes(wider, wider_choices) < _n_bytes(model, choices):
+            model, choices = wider, wider_choices
+    return model, choices
+
+
+def _n_bytes(model: Model, choices: Sequence[Choice]) -> int:
+    return sum(t.n_rows * row_bytes(c.type, t.n_cols) for t, c in zip(model.tensors, choices, strict=True))
 
 
 def as_converted(model: Model) -> Model:
@@ -124,7 +160,7 @@ def _refuse_requantizing(model: Model, choices: tuple[Choice, ...], *, allow: bo
 
 
 def _metadata(model: Model, file_type: FileType, importance: Importance | None, path: Path | None) -> Metadata:
-    metadata: dict[str, Value] = {key: value for key, value in model.metadata.items() if key not in _SPLIT_KEYS}
+    metadata: dict[str, Value] = dict(model.metadata)
     metadata["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
     metadata["general.file_type"] = uint32(file_type)
     if importance is not None:
