@@ -42,11 +42,11 @@ def convert_projector(
     """Convert the vision and audio encoders of a Gemma 4 checkpoint to a GGUF file for llama.cpp's mtmd.
 
     outfile: as for `convert`. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the encoders are stored in
-    and BF16 when it is F32. exact_gelu: have llama.cpp compute the vision tower's activation as the model does; without
-    it the file equals that of llama.cpp's converter, with which it takes a rougher one. Tensors with weights beyond
-    float16 stay F32 in an F16 file; the result's remarks name them.
-    Raises ConfigError for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError and its
-    kinds for other bad input, OutputError when the file cannot be written.
+    and BF16 when it is F32. exact_gelu: have llama.cpp compute the vision tower's activation as the model does;
+    without it the file equals that of llama.cpp's converter, with which it takes a rougher one.
+    Tensors with weights beyond float16 stay F32 in an F16 file; the result's remarks name them. Raises ConfigError
+    for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError and its kinds for other
+    bad input, OutputError when the file cannot be written.
     """
     check_out_type(out_type)
     projector = open_projector(open_checkpoint(checkpoint), model_name=model_name, exact_gelu=exact_gelu)

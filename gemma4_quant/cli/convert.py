@@ -63,7 +63,7 @@ def register(app: typer.Typer) -> None:
             bool,
             typer.Option(
                 "--exact-gelu",
-                help="Have llama.cpp see pictures with the model's activation, not the rougher one it takes by default.",
+                help="Have llama.cpp see pictures with the model's activation, not its default, which is rougher.",
             ),
         ] = False,
         split_max_size: SplitMaxSize = None,
