@@ -10,13 +10,14 @@ from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import auto_type, default_file_name, float_type, load_model
 from gemma4_quant.destination import cannot_write, input_files, with_type
 from gemma4_quant.errors import UnsupportedTypeError
+from gemma4_quant.forecast import Forecast, forecast
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model
 from gemma4_quant.plan import Assignment, Plan, make_plan
 from gemma4_quant.progress import Progress
 from gemma4_quant.shards import SplitRule, shard_paths
-from gemma4_quant.writer import write_gguf
+from gemma4_quant.writer import Job, write_gguf
 
 OUT_TYPES = ("bf16", "f16", "f32", "q8_0", "auto")
 """What --outtype accepts, as convert_hf_to_gguf.py does."""
@@ -59,20 +60,44 @@ def convert(
     adapters: directories of LoRA adapters to merge, one after the other. split: such as shards.SplitLimits.
     Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
     """
+    kind, job = _prepare(checkpoint, outfile, out_type, model_name, adapters, split)
+    return write_converted(
+        job.plan, job.path, kind, inputs=input_files(checkpoint), n_threads=n_threads, progress=progress
+    )
+
+
+def forecast_conversion(
+    checkpoint: Path,
+    outfile: Path | None = None,
+    out_type: str = "auto",
+    *,
+    model_name: str | None = None,
+    adapters: Sequence[Path] = (),
+    split: SplitRule | None = None,
+    n_threads: int | None = None,
+) -> Forecast:
+    """Say what `convert` would do with the same arguments; reads no weight and writes nothing."""
+    kind, job = _prepare(checkpoint, outfile, out_type, model_name, adapters, split)
+    inputs = input_files(checkpoint)
+    return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=n_threads)
+
+
+def _prepare(
+    checkpoint: Path,
+    outfile: Path | None,
+    out_type: str,
+    model_name: str | None,
+    adapters: Sequence[Path],
+    split: SplitRule | None,
+) -> tuple[GgmlType, Job]:
+    """Plan a conversion and name its output."""
     check_out_type(out_type)
     model = load_model(checkpoint, model_name=model_name, adapters=adapters)
     kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
     output = output_path(checkpoint, outfile, model, kind)
     if adapters and (outfile is None or output.parent == outfile):  # not the name of the model without them
         output = output.with_stem("-".join([output.stem, *(adapter.resolve().name for adapter in adapters)])[:200])
-    return write_converted(
-        convert_plan(model, kind, split),
-        output,
-        kind,
-        inputs=input_files(checkpoint),
-        n_threads=n_threads,
-        progress=progress,
-    )
+    return kind, Job(convert_plan(model, kind, split), output)
 
 
 def check_out_type(out_type: str) -> None:

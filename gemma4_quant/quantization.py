@@ -10,6 +10,7 @@ from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
 from gemma4_quant.destination import input_files, with_type
+from gemma4_quant.forecast import Decision, Forecast, forecast
 from gemma4_quant.ggml import FileType
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
@@ -121,9 +122,49 @@ def quantize_each(
         n_threads=n_threads,
         progress=progress,
         label=f"quantize to {', '.join(each.file_type.name for each in prepared)}",
-        inputs=[*input_files(source), *([importance] if importance else [])],
+        inputs=_inputs(source, importance),
     )
     return [_result(each, time.monotonic() - started) for each in prepared]
+
+
+def forecast_quantization(
+    source: Path,
+    output: Path | None,
+    file_types: Sequence[FileType],
+    *,
+    importance: Path | None = None,
+    recipe: Recipe | None = None,
+    effort: Effort = Effort.BALANCED,
+    allow_requantize: bool = False,
+    split: SplitRule | None = None,
+    keep_split: bool = False,
+    n_threads: int | None = None,
+) -> Forecast:
+    """Say what `quantize_each` would do with the same arguments; reads no weight and writes nothing."""
+    prepared = prepare(
+        source,
+        output,
+        file_types,
+        importance=importance,
+        recipe=recipe,
+        allow_requantize=allow_requantize,
+        split=split,
+        keep_split=keep_split,
+    )
+    return forecast(
+        {each.file_type.name.lower(): each.job for each in prepared},
+        {
+            each.file_type.name.lower(): {c.name: Decision(c.reason, c.wanted) for c in each.decided.choices}
+            for each in prepared
+        },
+        effort=effort,
+        inputs=_inputs(source, importance),
+        n_threads=n_threads,
+    )
+
+
+def _inputs(source: Path, importance: Path | None) -> list[Path]:
+    return [*input_files(source), *([importance] if importance else [])]
 
 
 @dataclass(frozen=True)

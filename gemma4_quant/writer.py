@@ -69,7 +69,8 @@ def write_ggufs(
     further files that must not be overwritten. Raises OutputError (no space, no permission) and what sources and
     codecs raise; then nothing is left, except after a full disk, where the partial files wait for space.
     """
-    _check(jobs, inputs)
+    check_jobs(jobs, inputs)
+    _check_space(jobs)
     progress = progress or SilentProgress()
     _compile([planned for job in jobs for planned in job.plan.tensors], progress)
     outputs: list[Output] = []
@@ -117,8 +118,8 @@ def _digest(plan: Plan, effort: Effort) -> str:
     return hashlib.sha256(f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION}".encode()).hexdigest()
 
 
-def _check(jobs: Sequence[Job], inputs: Sequence[Path]) -> None:
-    """Find out before any work what would stop the outputs from being written."""
+def check_jobs(jobs: Sequence[Job], inputs: Sequence[Path]) -> None:
+    """Raise OutputError for what would stop the outputs from being written, other than a lack of space."""
     paths = [path for job in jobs for path in {job.path, *job.paths}]
     if twice := sorted({str(path) for path in paths if paths.count(path) > 1}):
         raise OutputError(f"two outputs would be written to {listed(twice)}; put {{ftype}} into the name")
@@ -126,12 +127,20 @@ def _check(jobs: Sequence[Job], inputs: Sequence[Path]) -> None:
         sources = {file.path for planned in job.plan.tensors for file in planned.tensor.source.files}
         for path in job.paths:
             check_destination(path, [*inputs, *sources])
-    missing: dict[Path, int] = {}
+
+
+def bytes_needed(jobs: Sequence[Job]) -> dict[Path, int]:
+    """Return how many bytes the outputs need in each directory, beyond what an earlier run has reserved there."""
+    needed: dict[Path, int] = {}
     for job in jobs:
         for path, file in zip(job.paths, job.plan.files, strict=True):
-            present = allocated_bytes(partial_of(path))
-            missing[path.parent] = missing.get(path.parent, 0) + max(0, file.n_bytes - present)
-    for directory, n_bytes in missing.items():
+            missing = max(0, file.n_bytes - allocated_bytes(partial_of(path)))
+            needed[path.parent] = needed.get(path.parent, 0) + missing
+    return needed
+
+
+def _check_space(jobs: Sequence[Job]) -> None:
+    for directory, n_bytes in bytes_needed(jobs).items():
         free = shutil.disk_usage(directory).free
         if n_bytes > free:
             names = listed(str(job.path) for job in jobs if job.path.parent == directory)
