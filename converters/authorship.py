@@ -12,6 +12,7 @@ from typing import Any
 from gemma4_quant.checkpoint import Checkpoint
 from gemma4_quant.errors import CheckpointError
 from gemma4_quant.ggml import FileType, GgmlType
+from gemma4_quant.hub_cache import repository_of
 from gemma4_quant.json_input import read_bounded
 from gemma4_quant.metadata import (
     Metadata,
@@ -70,7 +71,7 @@ def general_metadata(
     import gguf
 
     total, shared, expert, n_experts = parameter_counts(tensors)
-    directory = checkpoint.directory.resolve() if checkpoint.directory.name in ("", "..") else checkpoint.directory
+    directory = _named_directory(checkpoint.directory)
     card = _read_card(checkpoint)
     hints = {key: value for key, value in checkpoint.config.items() if key == "_name_or_path" and type(value) is str}
     try:
@@ -114,6 +115,14 @@ def parameter_counts(tensors: Sequence[Tensor]) -> tuple[int, int, int, int]:
     expert = sum(tensor.n_weights // tensor.n_matrices for tensor in stacked)
     n_experts = sum(tensor.n_matrices for tensor in stacked) // len(stacked) if stacked else 0
     return total, total - sum(tensor.n_weights for tensor in stacked), expert, n_experts
+
+
+def _named_directory(directory: Path) -> Path:
+    """Return a path whose name is the model's: of a snapshot in the Hub's cache, the repository's."""
+    repository = repository_of(directory)
+    if repository is not None:
+        return Path(repository)
+    return directory.resolve() if directory.name in ("", "..") else directory
 
 
 def _read_card(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gemma4_quant.errors import CheckpointError, InputError, UnmappedTensorsError, listed
+from gemma4_quant.hub_cache import blob_folders
 from gemma4_quant.json_input import kind_of, read_json_object
 from gemma4_quant.model import DataFile, RowSource
 from gemma4_quant.safetensors_header import StoredTensor, read_header
@@ -95,7 +96,7 @@ def find_checkpoint_file(directory: Path, name: str) -> Path | None:
     """Return the path of the regular file `name` in `directory`, None when there is none.
 
     A symbolic link must stay in the directory; in a Hugging Face cache, where a snapshot consists of links, it may
-    lead to the `blobs` of the same repository. Raises CheckpointError for any other link.
+    lead to its blobs. Raises CheckpointError for any other link.
     """
     path = directory / name
     try:
@@ -107,14 +108,16 @@ def find_checkpoint_file(directory: Path, name: str) -> Path | None:
         return None
     except (OSError, RuntimeError) as error:  # links in a circle
         raise CheckpointError(f"cannot open {path}: {error}") from error
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
+    if not any(real.is_relative_to(place) for place in (root, *blob_folders(root))):
         raise CheckpointError(f"{path} is a link that leads out of the checkpoint; put the file itself there")
     if not real.is_file():
         raise CheckpointError(f"{path} is not a regular file")
     return path
+
+
+def indexed_shards(index: Path) -> list[str]:
+    """Return the file names of the shards that an index names; raises CheckpointError for a damaged one."""
+    return sorted(set(_read_weight_map(index).values()))
 
 
 def _open_shards(directory: Path) -> dict[str, StoredTensor]:

@@ -19,6 +19,10 @@ class CheckpointError(InputError):
     """A Hugging Face checkpoint is incomplete, inconsistent or damaged."""
 
 
+class HubError(InputError):
+    """A checkpoint cannot be had from the Hugging Face Hub: not there, not allowed, not reachable."""
+
+
 class ConfigError(CheckpointError):
     """A key of config.json is missing, of the wrong type, or describes something llama.cpp cannot run."""
 
