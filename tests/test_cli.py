@@ -94,12 +94,17 @@ def test_inspect_shows_a_checkpoint_and_lists_tensors() -> None:
 @pytest.mark.parametrize(
     ("rest", "file_type", "expected"),
     [
-        (["Q4_K_M"], None, Target(None, FileType.Q4_K_M, None)),
-        (["out.gguf", "q4_k"], None, Target(Path("out.gguf"), FileType.Q4_K_M, None)),
-        (["out.gguf", "15", "3"], None, Target(Path("out.gguf"), FileType.Q4_K_M, 3)),
-        (["q6_k", "4"], None, Target(None, FileType.Q6_K, 4)),
-        (["out.gguf"], "q8_0", Target(Path("out.gguf"), FileType.Q8_0, None)),
-        ([], "q8_0", Target(None, FileType.Q8_0, None)),
+        (["Q4_K_M"], None, Target(None, (FileType.Q4_K_M,), None)),
+        (["out.gguf", "q4_k"], None, Target(Path("out.gguf"), (FileType.Q4_K_M,), None)),
+        (["out.gguf", "15", "3"], None, Target(Path("out.gguf"), (FileType.Q4_K_M,), 3)),
+        (["q6_k", "4"], None, Target(None, (FileType.Q6_K,), 4)),
+        (["out.gguf"], "q8_0", Target(Path("out.gguf"), (FileType.Q8_0,), None)),
+        (
+            ["out-{ftype}.gguf", "q4_k_m,Q8_0,q4_k"],
+            None,
+            Target(Path("out-{ftype}.gguf"), (FileType.Q4_K_M, FileType.Q8_0), None),
+        ),
+        ([], "q8_0", Target(None, (FileType.Q8_0,), None)),
     ],
 )
 def test_quantize_reads_positions_as_llama_quantize_does(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma4_quant.cli.options import Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
+from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def register(app: typer.Typer) -> None:
         ] = False,
         split_max_size: SplitMaxSize = None,
         split_max_tensors: SplitMaxTensors = None,
+        dry_run: DryRun = False,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -82,6 +83,22 @@ def register(app: typer.Typer) -> None:
             )
         split = split_limits(split_max_size, split_max_tensors)
         _refuse_contradictions(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
+        if dry_run:
+            if mmproj or everything:
+                raise typer.BadParameter("--dry-run is for the text model; leave it out with --mmproj and --all")
+            from gemma4_quant.cli.forecast import forecast_text
+
+            forecast = conversion.forecast_conversion(
+                checkpoint,
+                outfile,
+                outtype,
+                model_name=model_name,
+                adapters=adapter or (),
+                split=split,
+                n_threads=threads,
+            )
+            emit(forecast, as_json=json, text=forecast_text(forecast))
+            return
         progress = terminal_progress()
         if everything:
             from gemma4_quant.conversion_set import convert_all

@@ -28,6 +28,9 @@ GpuLayers = Annotated[
 GgufArgument = Annotated[
     Path, typer.Argument(metavar="MODEL.gguf", help="GGUF file of a Gemma 4 model.", show_default=False)
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only tell what would be written, and what it needs; read no weights.")
+]
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma4_quant.cli.options import Json, Threads, Verbose
-from gemma4_quant.cli.run import command, emit, set_up_logging, size_text, terminal_progress
+from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
+from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 from gemma4_quant.errors import UnsupportedTypeError, listed
 from gemma4_quant.ggml import FileType, parse_file_type, parse_ggml_type
 
@@ -23,7 +23,7 @@ class Target:
     """What the positional arguments after the source say."""
 
     output: Path | None
-    file_type: FileType
+    file_types: tuple[FileType, ...]
     n_threads: int | None
 
 
@@ -52,7 +52,11 @@ def register(app: typer.Typer) -> None:
         ] = None,
         file_type: Annotated[
             str | None,
-            typer.Option("--type", help="File type, such as q4_k_m, q6_k or q8_0.", show_default=False),
+            typer.Option(
+                "--type",
+                help="File type, such as q4_k_m, or several (q4_k_m,q6_k) in one run that reads the source once.",
+                show_default=False,
+            ),
         ] = None,
         imatrix: Annotated[
             Path | None,
@@ -83,6 +87,12 @@ def register(app: typer.Typer) -> None:
         allow_requantize: Annotated[
             bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")
         ] = False,
+        keep_split: Annotated[
+            bool, typer.Option("--keep-split", help="Write as many files as the source has, with the same tensors.")
+        ] = False,
+        split_max_size: SplitMaxSize = None,
+        split_max_tensors: SplitMaxTensors = None,
+        dry_run: DryRun = False,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -93,8 +103,11 @@ def register(app: typer.Typer) -> None:
 
         set_up_logging(verbose=verbose)
         target = parse_target(rest or [], file_type, threads)
+        split = split_limits(split_max_size, split_max_tensors)
+        if keep_split and split:
+            raise typer.BadParameter("--keep-split splits as the source is; leave out --split-max-…")
         recipe = Recipe(
-            target.file_type,
+            target.file_types[0],
             has_importance=imatrix is not None,
             pure=pure,
             leave_output_tensor=leave_output_tensor,
@@ -102,21 +115,45 @@ def register(app: typer.Typer) -> None:
             token_embedding_type=parse_ggml_type(token_embedding_type) if token_embedding_type else None,
             tensor_types=tuple(parse_tensor_type(text) for text in tensor_type or []),
         )
-        result = quantization.quantize(
+        if dry_run:
+            from gemma4_quant.cli.forecast import forecast_text
+
+            forecast = quantization.forecast_quantization(
+                source,
+                target.output,
+                target.file_types,
+                importance=imatrix,
+                recipe=recipe,
+                effort=_effort(effort),
+                allow_requantize=allow_requantize,
+                split=split,
+                keep_split=keep_split,
+                n_threads=target.n_threads,
+            )
+            emit(forecast, as_json=json, text=forecast_text(forecast))
+            return
+        results = quantization.quantize_each(
             source,
             target.output,
+            target.file_types,
             importance=imatrix,
             recipe=recipe,
             effort=_effort(effort),
             allow_requantize=allow_requantize,
+            split=split,
+            keep_split=keep_split,
             n_threads=target.n_threads,
             progress=terminal_progress(),
         )
-        emit(result, as_json=json, text=_describe(result))
+        text = "\n".join(map(_describe, results))
+        emit(results if len(results) > 1 else results[0], as_json=json, text=text)
 
 
 def parse_target(rest: list[str], file_type: str | None, n_threads: int | None) -> Target:
-    """Read `[OUT] [TYPE] [NTHREADS]`; TYPE only counts when --type is absent. Raises typer.BadParameter."""
+    """Read `[OUT] [TYPE] [NTHREADS]`; TYPE only counts when --type is absent, and may be a list with commas.
+
+    Raises typer.BadParameter.
+    """
     arguments = list(rest)
     output: Path | None = None
     if file_type is None:
@@ -128,9 +165,9 @@ def parse_target(rest: list[str], file_type: str | None, n_threads: int | None) 
             output = Path(arguments.pop(0))
         if not arguments:
             raise typer.BadParameter("say which type to make, such as --type q4_k_m")
-        kind = _parse_or_refuse(arguments.pop(0))
+        kinds = _parse_or_refuse(arguments.pop(0))
     else:
-        kind = _parse_or_refuse(file_type)
+        kinds = _parse_or_refuse(file_type)
         if arguments and not arguments[0].isdecimal():
             output = Path(arguments.pop(0))
     if arguments:
@@ -140,20 +177,25 @@ def parse_target(rest: list[str], file_type: str | None, n_threads: int | None) 
         n_threads = n_threads or int(count)
     if arguments:
         raise typer.BadParameter(f"unexpected argument {arguments[0]!r}")
-    return Target(output, kind, n_threads)
+    return Target(output, kinds, n_threads)
 
 
 def _is_file_type(text: str) -> bool:
     try:
-        parse_file_type(text)
+        _parse_types(text)
     except UnsupportedTypeError:
         return False
     return True
 
 
-def _parse_or_refuse(text: str) -> FileType:
+def _parse_types(text: str) -> tuple[FileType, ...]:
+    """Read one file type or several with commas between; raises UnsupportedTypeError."""
+    return tuple(dict.fromkeys(parse_file_type(each) for each in text.split(",")))
+
+
+def _parse_or_refuse(text: str) -> tuple[FileType, ...]:
     try:
-        return parse_file_type(text)
+        return _parse_types(text)
     except UnsupportedTypeError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -169,8 +211,8 @@ def _effort(text: str) -> "Effort":
 def _describe(result: "QuantizeResult") -> str:
     types = ", ".join(f"{count} {name}" for name, count in result.types.items())
     lines = [
-        f"wrote {result.path} ({size_text(result.n_bytes)}, {result.bits_per_weight:.2f} bits per weight) "
-        f"in {result.seconds:.1f} s",
+        f"wrote {files_text(result.files)} ({size_text(result.n_bytes)}, "
+        f"{result.bits_per_weight:.2f} bits per weight) in {result.seconds:.1f} s",
         f"types: {types}",
     ]
     if result.fallbacks:

@@ -77,9 +77,12 @@ def terminal_progress() -> Progress:
 
 
 def emit(result: Any, *, as_json: bool, text: str) -> None:
-    """Print a result on stdout: a JSON object for programs, or `text` for people."""
+    """Print a result (or a list) on stdout: a JSON object (or array) for programs, or `text` for people."""
     if as_json:
-        text = json.dumps(_finite(dataclasses.asdict(result)), default=_plain, indent=2, allow_nan=False)
+        plain = (
+            [dataclasses.asdict(each) for each in result] if isinstance(result, list) else dataclasses.asdict(result)
+        )
+        text = json.dumps(_finite(plain), default=_plain, indent=2, allow_nan=False)
     else:
         text = "\n".join(printable(line) for line in text.split("\n"))
     if sys.stdout is None:  # closed by the caller, who does not want it
