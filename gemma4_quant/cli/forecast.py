@@ -41,8 +41,8 @@ def _needs(forecast: Forecast) -> list[str]:
         time = "not known before the encoders are compiled, which the first run on a machine does"
     else:
         time = (
-            f"about {max(1, round(forecast.seconds))} s with {forecast.n_threads} threads, by a trial of the encoders "
-            f"on this machine just now; the disk is taken to move {DISK_BYTES_PER_S / 1e9:.0f} GB/s"
+            f"about {max(1, round(forecast.seconds))} s with {forecast.n_threads} threads, by a trial of the "
+            f"encoders on this machine just now; the disk is taken to move {DISK_BYTES_PER_S / 1e9:.0f} GB/s"
         )
     return [
         f"disk: {size_text(forecast.disk_bytes)} needed, {size_text(forecast.free_bytes)} free{room}",
