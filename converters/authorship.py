@@ -92,16 +92,17 @@ def general_metadata(
 
 
 def default_file_name(metadata: Metadata, out_type: GgmlType | FileType) -> str:
-    """Return the file name that llama.cpp's converter gives a model or projector (gguf's naming convention)."""
+    """Return the file name that llama.cpp gives a model, projector or adapter (gguf's naming convention)."""
     import gguf
 
     def known(key: str) -> str | None:
         return get_string(metadata, f"general.{key}") if f"general.{key}" in metadata else None
 
     is_projector = known("type") == "mmproj"
+    kind = "LoRA" if known("type") == "adapter" else None
     size = None if is_projector else known("size_label")
     stem: str = gguf.naming_convention(
-        known("name"), known("basename"), known("finetune"), known("version"), size, out_type.name
+        known("name"), known("basename"), known("finetune"), known("version"), size, out_type.name, kind
     )
     # a name from a model card may hold anything; what remains is one plain file name
     plain = "".join("-" if character in '\\/:*?"<>|' or ord(character) < 32 else character for character in stem)
@@ -109,7 +110,12 @@ def default_file_name(metadata: Metadata, out_type: GgmlType | FileType) -> str:
 
 
 def parameter_counts(tensors: Sequence[Tensor]) -> tuple[int, int, int, int]:
-    """Return all weights, those outside experts, those of one expert, and experts (gguf's size label needs them)."""
+    """Return all weights, those outside experts, those of one expert, and experts (gguf's size label needs them).
+
+    Of an adapter, pairs of lora_a and lora_b, minus the weights that it changes: so gguf tells that none are whole.
+    """
+    if tensors and tensors[0].name.endswith(".lora_a"):
+        return -sum(b.n_rows * a.n_cols for a, b in zip(tensors[::2], tensors[1::2], strict=True)), 0, 0, 0
     total = sum(tensor.n_weights for tensor in tensors)
     stacked = [tensor for tensor in tensors if "_exps." in tensor.name and len(tensor.shape) >= 3]
     expert = sum(tensor.n_weights // tensor.n_matrices for tensor in stacked)

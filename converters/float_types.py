@@ -22,7 +22,7 @@ def float_type(tensor_name: str, shape: tuple[int, ...], out_type: GgmlType) -> 
     """
     if len(shape) <= 1 or tensor_name.endswith("_norm.weight"):
         return GgmlType.F32
-    if not tensor_name.endswith(".weight") or _ALWAYS_FLOAT32.fullmatch(tensor_name):
+    if not tensor_name.endswith((".weight", ".lora_a", ".lora_b")) or _ALWAYS_FLOAT32.fullmatch(tensor_name):
         return GgmlType.F32
     if tensor_name == _PATCHES:
         return GgmlType.F16 if out_type is GgmlType.F16 else GgmlType.F32

@@ -10,6 +10,19 @@ from checkpoints import StoredData, random_weights, tensor_shapes, text_config, 
 
 PREFIX = "base_model.model."
 
+CARD = """---
+base_model: google/gemma-4-E2B-it
+library_name: peft
+license: apache-2.0
+pipeline_tag: text-generation
+tags:
+- base_model:adapter:google/gemma-4-E2B-it
+- lora
+- transformers
+---
+# A random adapter
+"""
+
 LINEAR = re.compile(r"(?:_proj|_gate|_projection)\.weight$")
 """Names of weights that PEFT would target in a text decoder with `target_modules="all-linear"`."""
 

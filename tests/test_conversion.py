@@ -1,13 +1,12 @@
 """Converted files against llama.cpp's converter (tests/golden) and transformers' logits."""
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import DIRECTORY_NAMES, DRAFTERS, KINDS, write_checkpoint
+from gguf_facts import facts_of
 
 import gemma4_quant as gq
 from gemma4_quant.errors import UnsupportedTypeError
@@ -16,30 +15,6 @@ from gemma4_quant.metadata import ValueType
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
-
-
-def facts_of(path: Path) -> dict[str, Any]:
-    """Describe a GGUF file as the golden files do."""
-    model = read_gguf(path)
-    metadata = {}
-    for key, value in model.metadata.items():
-        decoded = value.decode()
-        types = [value.type.name] + ([] if value.item is None else [value.item.name])
-        long = (isinstance(decoded, str) and len(decoded) > 500) or (isinstance(decoded, list) and len(decoded) > 500)
-        text = json.dumps(decoded, ensure_ascii=False)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        metadata[key] = {"types": types} | (
-            {"n": len(decoded), "sha256_of_json": digest} if long else {"value": decoded}
-        )
-    tensors = {
-        tensor.name: {
-            "type": tensor.type.name,
-            "shape": list(reversed(tensor.shape)),
-            "sha256": hashlib.sha256(tensor.source.read_rows(0, tensor.n_rows).tobytes()).hexdigest(),
-        }
-        for tensor in model.tensors
-    }
-    return {"metadata": metadata, "tensors": tensors}
 
 
 @pytest.mark.parametrize("out_type", ["bf16", "f16", "f32", "q8_0"])

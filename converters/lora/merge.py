@@ -1,7 +1,6 @@
 """Merging adapters into a checkpoint while its rows are read: base + scale · B · A in float32, rounded once later."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from gemma4_quant.converters.lora.changes import (
     float32_rows,
     is_zero,
 )
-from gemma4_quant.converters.lora.peft_adapter import Adapter, Factors, open_adapter
+from gemma4_quant.converters.lora.peft_adapter import STACKS, TOWERS, Adapter, Factors, open_adapter
 from gemma4_quant.converters.lora.settings import Settings
 from gemma4_quant.converters.places import FLOAT_TYPES, bare_name
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError, listed
@@ -28,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 
-_TOWERS = re.compile(r"(?:^|[._])(?:vision|audio)[._]")
-_STACKED = ("gate_up_proj", "down_proj")
 
 # transformers renames modules of unified models as it loads them (conversion_mapping.py, "gemma4_unified")
 _LOADED_AS = {
@@ -166,7 +163,7 @@ def _fit(factors: Factors, settings: Settings, table: _Table) -> _Fit | None:
 def _expert_fit(factors: Factors, settings: Settings, table: _Table) -> _Fit | None:
     """Tell by their sizes which stack of experts factors change, since PEFT does not save its name."""
     rows, columns = factors.b.shape[0], factors.a.shape[1]
-    stacks = {name: base for name in _STACKED if (base := table.find(f"{factors.module}.{name}")) is not None}
+    stacks = {name: base for name in STACKS if (base := table.find(f"{factors.module}.{name}")) is not None}
     for shape in ((rows, columns), (columns, rows)):
         for name, base in stacks.items():
             if base.shape[1:] == shape:
@@ -191,7 +188,7 @@ def _problem(factors: Factors, base: CheckpointTensor, shape: tuple[int, ...], r
 
 
 def _refuse(adapter: Adapter, unknown: Sequence[str], misfits: Sequence[str]) -> None:
-    towers = [name for name in unknown if _TOWERS.search(name)]
+    towers = [name for name in unknown if TOWERS.search(name)]
     if towers:
         logger.warning(
             "%d modules of pictures and sound are not in the checkpoint: %s", len(towers), listed(towers, 3)

@@ -16,6 +16,12 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 MAX_NAME = 256
 
+STACKS = ("gate_up_proj", "down_proj")
+"""Parameters of a module of experts, each a matrix for every expert."""
+
+TOWERS = re.compile(r"(?:^|[._])(?:vision|audio)[._]")
+"""Searched in names of modules outside the text model."""
+
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?"
