@@ -1,19 +1,21 @@
 """Checkpoint → everything that runs it: text model, projector and drafter, checked to belong and load together."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gemma4_quant.checkpoint import open_checkpoint
-from gemma4_quant.conversion import ConvertResult, check_out_type, convert
+from gemma4_quant.conversion import ConvertResult, check_out_type, convert, forecast_conversion
 from gemma4_quant.converters import convert_checkpoint, load_model
 from gemma4_quant.converters.projector import has_encoders, open_projector
 from gemma4_quant.errors import CheckpointError, ConfigError, OutputError
+from gemma4_quant.forecast import Forecast
+from gemma4_quant.hub_cache import output_directory
 from gemma4_quant.metadata import get_int, get_string
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
-from gemma4_quant.projector_conversion import convert_projector
+from gemma4_quant.projector_conversion import convert_projector, forecast_projector
 from gemma4_quant.runner.companions import Companions, try_together
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.shards import SplitRule
@@ -54,11 +56,8 @@ def convert_all(
     OutputError when a file cannot be written, RunError when llama.cpp does not load the files together.
     """
     check_out_type(out_type)
-    target = directory or checkpoint
-    if not target.is_dir():
-        raise OutputError(f"{target} is not a directory; several files are written, create one for them")
+    target = _directory(checkpoint, directory)
     is_multimodal = _check_inputs(checkpoint, drafter, model_name)
-
     model = convert(
         checkpoint,
         target,
@@ -85,6 +84,53 @@ def convert_all(
     with LoadedModel(model.path, n_gpu_layers=0):
         companions = try_together(model.path, _path(projector), _path(drafted))
     return ConvertAllResult(model, projector, drafted, companions)
+
+
+def forecast_all(
+    checkpoint: Path,
+    directory: Path | None = None,
+    out_type: str = "auto",
+    *,
+    drafter: Path | None = None,
+    model_name: str | None = None,
+    adapters: Sequence[Path] = (),
+    split: SplitRule | None = None,
+    exact_gelu: bool = False,
+    n_threads: int | None = None,
+) -> Forecast:
+    """Say what `convert_all` would do with the same arguments; reads no weight and writes nothing."""
+    target = _directory(checkpoint, directory)
+    is_multimodal = _check_inputs(checkpoint, drafter, model_name)
+    text = forecast_conversion(
+        checkpoint, target, out_type, model_name=model_name, adapters=adapters, split=split, n_threads=n_threads
+    )
+    parts = [text]
+    if is_multimodal:
+        parts.append(
+            forecast_projector(
+                checkpoint, target, out_type, model_name=model_name, exact_gelu=exact_gelu, n_threads=n_threads
+            )
+        )
+    if drafter is not None:
+        parts.append(forecast_conversion(drafter, target, out_type, n_threads=n_threads))
+    return _one_after_the_other(parts)
+
+
+def _one_after_the_other(parts: Sequence[Forecast]) -> Forecast:
+    seconds = [part.seconds for part in parts if part.seconds is not None]
+    return replace(
+        parts[0],
+        outputs=tuple(output for part in parts for output in part.outputs),
+        disk_bytes=sum(part.disk_bytes for part in parts),
+        seconds=sum(seconds) if len(seconds) == len(parts) else None,
+    )
+
+
+def _directory(checkpoint: Path, directory: Path | None) -> Path:
+    target = directory or output_directory(checkpoint)
+    if not target.is_dir():
+        raise OutputError(f"{target} is not a directory; several files are written, create one for them")
+    return target
 
 
 def check_drafter(model: Model, drafter: Model) -> None:

@@ -1,7 +1,7 @@
 """Checkpoint → projector GGUF (`mmproj-….gguf`), which llama.cpp's mtmd loads beside the text model."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.half import LARGEST
 from gemma4_quant.conversion import ConvertResult, check_out_type, output_path, write_converted
 from gemma4_quant.converters import auto_type, float_type
-from gemma4_quant.converters.projector import is_limit, open_projector
+from gemma4_quant.converters.projector import Projector, is_limit, open_projector
 from gemma4_quant.destination import input_files
 from gemma4_quant.errors import listed
+from gemma4_quant.forecast import Forecast, forecast
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model, Tensor
-from gemma4_quant.plan import Assignment, make_plan
+from gemma4_quant.plan import Assignment, Plan, make_plan
 from gemma4_quant.progress import Progress
+from gemma4_quant.writer import Job
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +50,13 @@ def convert_projector(
     for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError and its kinds for other
     bad input, OutputError when the file cannot be written.
     """
-    check_out_type(out_type)
-    projector = open_projector(open_checkpoint(checkpoint), model_name=model_name, exact_gelu=exact_gelu)
-    model = projector.model
-    kind = auto_type(model, GgmlType.BF16) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
-    output = output_path(checkpoint, outfile, model, kind)
-    assignments = list(projector_assignments(model, kind))
-    remarks = (*projector.remarks, *_overflow_remarks(assignments, kind))
+    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, exact_gelu)
+    too_large = [t.name for t in projector.model.tensors if becomes_float16(t, kind) and _overflows_float16(t)]
+    remarks = (*projector.remarks, *_overflow_remarks(too_large))
     for remark in remarks:
         logger.warning("%s", remark)
     return write_converted(
-        make_plan({**model.metadata, "general.file_type": uint32(FileType[kind.name])}, assignments),
+        projector_plan(projector.model, kind, too_large),
         output,
         kind,
         inputs=input_files(checkpoint),
@@ -68,21 +66,60 @@ def convert_projector(
     )
 
 
-def projector_assignments(model: Model, kind: GgmlType) -> Iterator[Assignment]:
-    """Yield each tensor of a projector with its type: `kind` where llama.cpp's converter uses it, else F32 or F16.
+def forecast_projector(
+    checkpoint: Path,
+    outfile: Path | None = None,
+    out_type: str = "auto",
+    *,
+    model_name: str | None = None,
+    exact_gelu: bool = False,
+    n_threads: int | None = None,
+) -> Forecast:
+    """Say what `convert_projector` would do with the same arguments; reads no weight and writes nothing.
 
-    Weights that are to become F16 are read to see whether they can.
+    Weights beyond float16, which would need more room in an F16 file, are not looked for.
     """
-    for tensor in model.tensors:
-        wanted = float_type(tensor.name, tensor.shape, kind)
-        if wanted is GgmlType.F16 and _overflows_float16(tensor):
-            wanted = GgmlType.F32
-        yield Assignment(tensor, wanted, encoder=_LIMIT_ENCODER if is_limit(tensor.name) else None)
+    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, exact_gelu)
+    job = Job(projector_plan(projector.model, kind), output)
+    inputs = input_files(checkpoint)
+    return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=n_threads)
+
+
+def projector_plan(model: Model, kind: GgmlType, too_large: Collection[str] = ()) -> Plan:
+    """Lay out a projector: `kind` where llama.cpp's converter uses it, F32 or F16 elsewhere.
+
+    too_large: names of tensors with weights beyond float16, which stay F32.
+    """
+    metadata = {**model.metadata, "general.file_type": uint32(FileType[kind.name])}
+    return make_plan(
+        metadata,
+        [
+            Assignment(
+                tensor,
+                GgmlType.F32 if tensor.name in too_large else float_type(tensor.name, tensor.shape, kind),
+                encoder=_LIMIT_ENCODER if is_limit(tensor.name) else None,
+            )
+            for tensor in model.tensors
+        ],
+    )
+
+
+def becomes_float16(tensor: Tensor, kind: GgmlType) -> bool:
+    """Tell whether a tensor is narrowed to F16 in a file of `kind`."""
+    return tensor.type is not GgmlType.F16 and float_type(tensor.name, tensor.shape, kind) is GgmlType.F16
+
+
+def _prepare(
+    checkpoint: Path, outfile: Path | None, out_type: str, model_name: str | None, exact_gelu: bool
+) -> tuple[GgmlType, Path, Projector]:
+    """Choose type and name of the output, and open what goes into it."""
+    check_out_type(out_type)
+    projector = open_projector(open_checkpoint(checkpoint), model_name=model_name, exact_gelu=exact_gelu)
+    kind = auto_type(projector.model, GgmlType.BF16) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
+    return kind, output_path(checkpoint, outfile, projector.model, kind), projector
 
 
 def _overflows_float16(tensor: Tensor) -> bool:
-    if tensor.type is GgmlType.F16:
-        return False
     step = max(1, _SCAN_WEIGHTS // tensor.n_cols)
     decode = codec_for(tensor.type).decode
     for start in range(0, tensor.n_rows, step):
@@ -92,10 +129,9 @@ def _overflows_float16(tensor: Tensor) -> bool:
     return False
 
 
-def _overflow_remarks(assignments: Iterable[Assignment], kind: GgmlType) -> Iterator[str]:
-    names = [a.tensor.name for a in assignments if a.type is not float_type(a.tensor.name, a.tensor.shape, kind)]
-    if names:
-        yield f"{len(names)} tensors with weights beyond float16 stay F32: {listed(names)}"
+def _overflow_remarks(too_large: Sequence[str]) -> Iterator[str]:
+    if too_large:
+        yield f"{len(too_large)} tensors with weights beyond float16 stay F32: {listed(too_large)}"
 
 
 @dataclass(frozen=True)

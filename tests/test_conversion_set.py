@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import gemma4_quant as gq
 from gemma4_quant.cli.app import app
-from gemma4_quant.conversion_set import check_drafter, convert_all
+from gemma4_quant.conversion_set import check_drafter, convert_all, forecast_all
 from gemma4_quant.converters import load_model
 from gemma4_quant.errors import CheckpointError, ConfigError, OutputError, UnmappedTensorsError
 from gemma4_quant.inspection import inspect
@@ -135,3 +135,15 @@ def test_the_command_writes_a_projector_and_refuses_contradictions(checkpoint: P
         code, _, stderr = run(*arguments)
         assert code == 2
         assert "Invalid value" in stderr
+
+
+def test_a_forecast_names_the_files_and_sizes_that_are_then_written(
+    checkpoint: Path, drafter: Path, tmp_path: Path
+) -> None:
+    forecast = forecast_all(checkpoint, tmp_path, drafter=drafter)
+    assert files_in(tmp_path) == set()
+    convert_all(checkpoint, tmp_path, drafter=drafter)
+    written = {path: path.stat().st_size for path in tmp_path.iterdir()}
+    expected = [file for output in forecast.outputs for file in output.files]
+    assert {file.path: file.n_bytes for file in expected} == written
+    assert forecast.disk_bytes == sum(written.values())

@@ -1,5 +1,6 @@
 """Files that llama.cpp loads together, and files on which it would abort the process that asks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from gemma4_quant.converters.projector import load_projector
 from gemma4_quant.errors import RunError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metadata import uint32
-from gemma4_quant.plan import make_plan
-from gemma4_quant.projector_conversion import convert_projector, projector_assignments
+from gemma4_quant.projector_conversion import convert_projector, projector_plan
 from gemma4_quant.runner.companions import Companions, try_together
 from gemma4_quant.writer import write_gguf
 
@@ -32,7 +32,7 @@ def projector_with(directory: Path, path: Path, **changes: Any) -> Path:
     """A projector whose metadata contradicts its tensors."""
     made = load_projector(directory)
     metadata = {**made.metadata, **{key.replace("__", "."): uint32(value) for key, value in changes.items()}}
-    write_gguf(make_plan(metadata, list(projector_assignments(made, GgmlType.BF16))), path)
+    write_gguf(projector_plan(replace(made, metadata=metadata), GgmlType.BF16), path)
     return path
 
 
