@@ -12,6 +12,7 @@ from gemma4_quant.destination import cannot_write, input_files, with_type
 from gemma4_quant.errors import UnsupportedTypeError
 from gemma4_quant.forecast import Forecast, forecast
 from gemma4_quant.ggml import FileType, GgmlType
+from gemma4_quant.hub_cache import output_directory
 from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model
 from gemma4_quant.plan import Assignment, Plan, make_plan
@@ -160,5 +161,5 @@ def output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: Ggml
     except OSError as error:  # a name too long for the file system
         raise cannot_write(Path(str(outfile)), error) from error
     if outfile is None or is_directory:
-        return (outfile or checkpoint) / default_file_name(model.metadata, kind)
+        return (outfile or output_directory(checkpoint)) / default_file_name(model.metadata, kind)
     return with_type(outfile, kind.name)

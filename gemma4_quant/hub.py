@@ -65,7 +65,11 @@ class HubOptions:
 
 
 def resolve_checkpoint(
-    source: Path | str, options: HubOptions | None = None, *, progress: Progress | None = None
+    source: Path | str,
+    options: HubOptions | None = None,
+    *,
+    may_download: bool = True,
+    progress: Progress | None = None,
 ) -> Path:
     """Return the path that `source` names: itself when it exists, else the cached snapshot of a Hub id.
 
@@ -81,16 +85,23 @@ def resolve_checkpoint(
             "google/gemma-4-E2B-it"
         )
     try:
-        return download(name, options, progress=progress)
+        return download(name, options, may_download=may_download, progress=progress)
     except HubError as error:
         raise HubError(f"{source} does not exist here, and as a Hub id: {error}") from error
 
 
-def download(repository: str, options: HubOptions | None = None, *, progress: Progress | None = None) -> Path:
+def download(
+    repository: str,
+    options: HubOptions | None = None,
+    *,
+    may_download: bool = True,
+    progress: Progress | None = None,
+) -> Path:
     """Bring the files of a checkpoint into the cache and return the directory of the snapshot.
 
     Only what a conversion reads is downloaded, files that are there already are not, and a dropped connection is
     taken up where it broke. Offline (HF_HUB_OFFLINE=1), or without a network, the cached snapshot is returned.
+    may_download: whether to download at all, or to raise HubError saying how much there is to download.
     Raises HubError saying what to do when the repository or revision does not exist, wants a licence accepted, or
     cannot be reached and is not in the cache; OutputError when the disk has no room.
     """
@@ -107,7 +118,7 @@ def download(repository: str, options: HubOptions | None = None, *, progress: Pr
             if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code < _OUT_OF_ORDER:
                 raise cause from error
             return _cached_instead(repository, options, cause or error)
-        return _fetch(repository, options, wanted, progress)
+        return _fetch(repository, options, wanted, progress, may_download=may_download)
 
 
 def _wanted(repository: str, options: HubOptions) -> "list[DryRunFileInfo]":
@@ -143,13 +154,24 @@ def _files(repository: str, options: HubOptions, patterns: Sequence[str]) -> "li
     return files
 
 
-def _fetch(repository: str, options: HubOptions, files: "Sequence[DryRunFileInfo]", progress: Progress) -> Path:
+def _fetch(
+    repository: str,
+    options: HubOptions,
+    files: "Sequence[DryRunFileInfo]",
+    progress: Progress,
+    *,
+    may_download: bool,
+) -> Path:
     from huggingface_hub import snapshot_download
 
     missing = [file for file in files if file.will_download]
     n_bytes = sum(file.file_size or 0 for file in missing)
     cache = _cache_directory(options)
     free = _free_bytes(cache)
+    if missing and not may_download:
+        raise HubError(
+            f"{repository} is not in the cache {cache}: {len(missing)} files, {n_bytes:,} bytes, must be downloaded"
+        )
     if n_bytes + _SPARE_BYTES > free:
         raise OutputError(
             f"{repository} needs {n_bytes:,} bytes more, {free:,} are free in {cache}; free some space, or put the "

@@ -12,6 +12,7 @@ from gemma4_quant.converters import default_file_name
 from gemma4_quant.destination import input_files, with_type
 from gemma4_quant.forecast import Decision, Forecast, forecast
 from gemma4_quant.ggml import FileType
+from gemma4_quant.hub_cache import output_directory
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
 from gemma4_quant.qat import GridReport, report_grids
@@ -230,7 +231,7 @@ def _output_path(source: Path, output: Path | None, model: Model, file_type: Fil
 def _default_output(source: Path, model: Model, file_type: FileType) -> Path:
     """Name the output after its source, the type in place of the source's."""
     if source.is_dir():
-        return source / default_file_name(model.metadata, file_type)
+        return output_directory(source) / default_file_name(model.metadata, file_type)
     stem = Path(unsplit_name(source.name)).stem
     for known in sorted(FileType, key=lambda kind: -len(kind.name)):
         for suffix in (f"-{known.name}", f".{known.name}"):

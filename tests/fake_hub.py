@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,13 +20,15 @@ class FakeHub:
     """The Hub's content and behaviour, to be changed by a test while it runs.
 
     files: by repository, revision and name. gated: repositories that want a token. broken_after: by file name, after
-    how many bytes its next answer breaks off. is_down: answers nothing but 503. downloads: how often the content of
+    how many bytes its next answer breaks off. stalled: files of which half arrives and no more, until
+    they are taken out of the set. is_down: answers nothing but 503. downloads: how often the content of
     each file was asked for; ranges: the Range headers of those questions. tokens: those that were sent.
     """
 
     files: dict[str, dict[str, Mapping[str, bytes]]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     broken_after: dict[str, int] = field(default_factory=dict)
+    stalled: set[str] = field(default_factory=set)
     is_down: bool = False
     downloads: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
@@ -112,9 +115,17 @@ class _Handler(BaseHTTPRequestHandler):
             hub.downloads[name] += 1
             if wanted:
                 hub.ranges.append(wanted)
+        if self.command == "GET" and name in hub.stalled:
+            self._stall(data, headers)
+            return
         self._send(
             status, data[start:], headers, cut=hub.broken_after.pop(name, None) if self.command == "GET" else None
         )
+
+    def _stall(self, data: bytes, headers: Mapping[str, str]) -> None:
+        self._send(200, data, headers, cut=len(data) // 2)
+        while self.content.stalled:
+            time.sleep(0.01)
 
     def _fail(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})

@@ -2,14 +2,20 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
 from fake_hub import FakeHub, serving
+from typer.testing import CliRunner
 
+from gemma4_quant.cli.app import app
 from gemma4_quant.converters import load_model
 from gemma4_quant.errors import HubError, InputError, OutputError
 from gemma4_quant.hub import HubOptions, download, resolve_checkpoint
@@ -246,3 +252,71 @@ def test_a_path_that_exists_wins_over_an_id(
 def test_what_is_no_id_does_not_exist(name: str, options: HubOptions) -> None:
     with pytest.raises(InputError, match="does not exist; give a checkpoint directory"):
         resolve_checkpoint(name, options)
+
+
+def test_a_dry_run_downloads_nothing(hub: FakeHub, options: HubOptions) -> None:
+    with pytest.raises(HubError, match=r"10 files, [\d,]+ bytes, must be downloaded"):
+        download(ID, options, may_download=False)
+    assert set(hub.downloads) == {"model.safetensors.index.json"}
+    directory = download(ID, options)
+    assert download(ID, options, may_download=False) == directory
+
+
+def test_the_commands_take_an_id_and_write_here(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache = ["--cache-dir", "cache", "--token", "hf_secret", "--revision", "older"]
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, [*arguments, *cache])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    run("convert", ID)
+    converted, *more = tmp_path.glob("*.gguf")
+    assert converted.name.startswith("Gemma-4-Tiny-It-")
+    assert more == []
+    run("quantize", ID, "--type", "q8_0")
+    quantized = next(path for path in tmp_path.glob("*.gguf") if path != converted)
+    assert "is what" in run("verify", str(quantized), "--against", ID)
+    assert json.loads(run("inspect", ID, "--json"))["kind"] == "checkpoint"
+    assert hub.downloads["model-00001-of-00002.safetensors"] == 1
+    assert hub.tokens == {"hf_secret"}
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
+def test_the_environment_is_obeyed(hub: FakeHub, tmp_path: Path, variable: str) -> None:
+    """As a person runs it: a process of its own, told by variables; then once more without the Hub."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, variable: str(tmp_path / "home"), "HF_TOKEN": "hf_own"}
+    command = [sys.executable, "-m", "gemma4_quant", "inspect", ID]
+    online = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert online.returncode == 0, online.stderr
+    assert "download 10 files of google/gemma-4-tiny-it" in online.stderr
+    assert hub.tokens == {"hf_own"}
+    hub.is_down = True
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    again = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == online.stdout
+
+
+def test_a_killed_download_goes_on_with_the_files_that_are_missing(hub: FakeHub, tmp_path: Path) -> None:
+    slow, done = "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"
+    hub.stalled.add(slow)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "gemma4_quant", "inspect", ID]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    blobs = tmp_path / "home" / "hub" / "models--google--gemma-4-tiny-it" / "snapshots"
+    deadline = time.monotonic() + 60
+    while not (list(blobs.glob(f"*/{done}")) and hub.downloads[slow]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert hub.downloads[slow] == 1
+    hub.stalled.clear()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert hub.downloads[done] == 1
+    assert hub.downloads[slow] == 2

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 
@@ -26,14 +27,18 @@ def register(app: typer.Typer) -> None:
     def convert(
         checkpoint: Annotated[
             Path,
-            typer.Argument(metavar="CHECKPOINT", help="Directory of a Hugging Face checkpoint.", show_default=False),
+            typer.Argument(
+                metavar="CHECKPOINT",
+                help="Directory of a Hugging Face checkpoint, or a Hub id such as google/gemma-4-E2B-it.",
+                show_default=False,
+            ),
         ],
         outfile: Annotated[
             Path | None,
             typer.Option(
                 "--outfile",
                 help="File to write; {ftype} in its name stands for the type. With --all a directory.",
-                show_default="in CHECKPOINT",
+                show_default="in CHECKPOINT, of a Hub id here",
             ),
         ] = None,
         outtype: Annotated[
@@ -69,6 +74,9 @@ def register(app: typer.Typer) -> None:
         split_max_size: SplitMaxSize = None,
         split_max_tensors: SplitMaxTensors = None,
         dry_run: DryRun = False,
+        revision: Revision = None,
+        cache_dir: CacheDir = None,
+        token: Token = None,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -83,6 +91,10 @@ def register(app: typer.Typer) -> None:
             )
         split = split_limits(split_max_size, split_max_tensors)
         _refuse_contradictions(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
+        checkpoint = local(checkpoint, revision, cache_dir, token, may_download=not dry_run)
+        adapters = [local(each, None, cache_dir, token, may_download=not dry_run) for each in adapter or ()]
+        if drafter is not None:
+            drafter = local(drafter, None, cache_dir, token)
         if dry_run:
             if mmproj or everything:
                 raise typer.BadParameter("--dry-run is for the text model; leave it out with --mmproj and --all")
@@ -93,7 +105,7 @@ def register(app: typer.Typer) -> None:
                 outfile,
                 outtype,
                 model_name=model_name,
-                adapters=adapter or (),
+                adapters=adapters,
                 split=split,
                 n_threads=threads,
             )
@@ -109,7 +121,7 @@ def register(app: typer.Typer) -> None:
                 outtype,
                 drafter=drafter,
                 model_name=model_name,
-                adapters=adapter or (),
+                adapters=adapters,
                 split=split,
                 exact_gelu=exact_gelu,
                 n_threads=threads,
@@ -135,7 +147,7 @@ def register(app: typer.Typer) -> None:
                 outfile,
                 outtype,
                 model_name=model_name,
-                adapters=adapter or (),
+                adapters=adapters,
                 split=split,
                 n_threads=threads,
                 progress=progress,

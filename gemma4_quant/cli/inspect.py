@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import Json, Verbose
 from gemma4_quant.cli.run import command, emit, printable, set_up_logging, size_text
 
@@ -24,9 +25,12 @@ def register(app: typer.Typer) -> None:
     )
     def inspect(
         path: Annotated[
-            Path, typer.Argument(metavar="CHECKPOINT|GGUF", help="What to look into.", show_default=False)
+            Path, typer.Argument(metavar="CHECKPOINT|GGUF|HUB-ID", help="What to look into.", show_default=False)
         ],
         tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+        revision: Revision = None,
+        cache_dir: CacheDir = None,
+        token: Token = None,
         json: Json = False,
         verbose: Verbose = False,
     ) -> None:
@@ -34,7 +38,7 @@ def register(app: typer.Typer) -> None:
         from gemma4_quant import inspection
 
         set_up_logging(verbose=verbose)
-        result = inspection.inspect(path)
+        result = inspection.inspect(local(path, revision, cache_dir, token))
         emit(result, as_json=json, text="" if json else _describe(result, with_tensors=tensors))
 
 

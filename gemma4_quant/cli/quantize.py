@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 from gemma4_quant.errors import UnsupportedTypeError, listed
@@ -40,7 +41,7 @@ def register(app: typer.Typer) -> None:
     def quantize(
         source: Annotated[
             Path,
-            typer.Argument(metavar="SOURCE", help="GGUF file or checkpoint directory.", show_default=False),
+            typer.Argument(metavar="SOURCE", help="GGUF file, checkpoint directory, or Hub id.", show_default=False),
         ],
         rest: Annotated[
             list[str] | None,
@@ -93,6 +94,9 @@ def register(app: typer.Typer) -> None:
         split_max_size: SplitMaxSize = None,
         split_max_tensors: SplitMaxTensors = None,
         dry_run: DryRun = False,
+        revision: Revision = None,
+        cache_dir: CacheDir = None,
+        token: Token = None,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -115,6 +119,7 @@ def register(app: typer.Typer) -> None:
             token_embedding_type=parse_ggml_type(token_embedding_type) if token_embedding_type else None,
             tensor_types=tuple(parse_tensor_type(text) for text in tensor_type or []),
         )
+        source = local(source, revision, cache_dir, token, may_download=not dry_run)
         if dry_run:
             from gemma4_quant.cli.forecast import forecast_text
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import GgufArgument, Json, Threads, Verbose
 from gemma4_quant.cli.run import command, emit, set_up_logging, terminal_progress
 from gemma4_quant.errors import VerificationError, listed
@@ -25,10 +26,13 @@ def register(app: typer.Typer) -> None:
         against: Annotated[
             Path,
             typer.Option(
-                "--against", metavar="CHECKPOINT|GGUF", help="What the file was made from.", show_default=False
+                "--against", metavar="CHECKPOINT|GGUF|HUB-ID", help="What the file was made from.", show_default=False
             ),
         ],
         tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+        revision: Revision = None,
+        cache_dir: CacheDir = None,
+        token: Token = None,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -38,7 +42,8 @@ def register(app: typer.Typer) -> None:
         from gemma4_quant.report.verification_table import verification_table
 
         set_up_logging(verbose=verbose)
-        result = verification.verify(model, against, n_threads=threads, progress=terminal_progress())
+        original = local(against, revision, cache_dir, token)
+        result = verification.verify(model, original, n_threads=threads, progress=terminal_progress())
         emit(result, as_json=json, text="" if json else verification_table(result, with_tensors=tensors))
         if not result.is_ok:
             subjects = dict.fromkeys(fault.subject for fault in result.faults)

@@ -105,20 +105,19 @@ def _has_turns(original: Metadata) -> bool:
 def _rendered_faults(key: str, file: Metadata, *, is_gemma: bool, is_own: bool) -> Iterator[Finding]:
     """Yield what is wrong with the conversations that a template renders.
 
-    is_own: it is the checkpoint's own, so that only failing at everything is the file's fault.
+    is_own: it is the checkpoint's own; then only a failure to render even a question is a fault.
     """
     try:
         with ChatTemplate(get_string(file, key), **_special_texts(file)) as template:
             for number, (name, conversation) in enumerate(CONVERSATIONS.items()):
-                is_fault = number == 0 or not is_own
                 try:
                     text = template.render(conversation)
                 except ChatTemplateError as error:
-                    yield Finding(key, f"fails at {name}: {error}", is_fault)
+                    yield Finding(key, f"fails at {name}: {error}", is_fault=number == 0 or not is_own)
                     if number == 0 or template.has_ended:
                         return
                 else:
-                    yield from _conversation_faults(key, name, text, is_gemma=is_gemma, is_fault=is_fault)
+                    yield from _conversation_faults(key, name, text, is_gemma=is_gemma, is_fault=not is_own)
     except ChatTemplateError as error:
         yield Finding(key, str(error))
 
