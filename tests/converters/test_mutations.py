@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 from checkpoints import write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from projector_checkpoints import write_multimodal
 
 from gemma4_quant.converters import load_model
+from gemma4_quant.converters.projector import load_projector
 from gemma4_quant.errors import Gemma4QuantError
+from gemma4_quant.model import Model
 
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
 
@@ -58,10 +62,9 @@ def mutate(data: st.DataObject, node: Any) -> Any:
     return data.draw(values)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_mutated_json_gives_a_model_or_an_error_of_ours(data: st.DataObject, checkpoint: Path) -> None:
-    path = checkpoint / data.draw(st.sampled_from(FILES))
+def mutated(data: st.DataObject, checkpoint: Path, names: Sequence[str], load: Callable[[Path], Model]) -> None:
+    """Change one of the files, load the checkpoint, and restore the file."""
+    path = checkpoint / data.draw(st.sampled_from(names))
     original = path.read_text()
     document = copy.deepcopy(json.loads(original))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -69,7 +72,27 @@ def test_mutated_json_gives_a_model_or_an_error_of_ours(data: st.DataObject, che
     try:
         path.write_text(json.dumps(document))
         with suppress(Gemma4QuantError):
-            model = load_model(checkpoint)
+            model = load(checkpoint)
             assert all(tensor.n_bytes > 0 for tensor in model.tensors)
     finally:
         path.write_text(original)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_json_gives_a_model_or_an_error_of_ours(data: st.DataObject, checkpoint: Path) -> None:
+    mutated(data, checkpoint, FILES, load_model)
+
+
+@pytest.fixture(scope="module", params=["full", "unified"])
+def multimodal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_multimodal(tmp_path_factory.mktemp("mutated") / "model", request.param)
+    (directory / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": {"image_mean": [0, 0, 0]}}))
+    return directory
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_json_gives_a_projector_or_an_error_of_ours(data: st.DataObject, multimodal: Path) -> None:
+    names = ("config.json", "processor_config.json", "preprocessor_config.json", "generation_config.json")
+    mutated(data, multimodal, names, load_projector)
