@@ -119,6 +119,10 @@ def test_the_command_writes_a_projector_and_refuses_contradictions(checkpoint: P
         result = CliRunner().invoke(app, ["convert", str(checkpoint), "--outfile", str(tmp_path), *arguments])
         return result.exit_code, result.stdout, result.stderr
 
+    code, stdout, _ = run("--mmproj", "--dry-run")
+    assert code == 0
+    assert "mmproj-Gemma-4-E2B-It-BF16.gguf (1.06 MiB, 217 tensors)" in stdout
+    assert files_in(tmp_path) == set()
     code, stdout, _ = run("--mmproj", "--json")
     assert code == 0
     assert json.loads(stdout)["types"] == {"F32": 178, "BF16": 39}

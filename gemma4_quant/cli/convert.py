@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gemma4_quant.cli.conversion_request import ConversionRequest, Part
 from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
@@ -90,74 +91,34 @@ def register(app: typer.Typer) -> None:
                 f"{outtype!r} is not an --outtype ({', '.join(conversion.OUT_TYPES)}); for other types run quantize"
             )
         split = split_limits(split_max_size, split_max_tensors)
-        _refuse_contradictions(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
-        checkpoint = local(checkpoint, revision, cache_dir, token, may_download=not dry_run)
-        adapters = [local(each, None, cache_dir, token, may_download=not dry_run) for each in adapter or ()]
-        if drafter is not None:
-            drafter = local(drafter, None, cache_dir, token)
+        part = _part(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
+        request = ConversionRequest(
+            part,
+            local(checkpoint, revision, cache_dir, token, may_download=not dry_run),
+            outfile,
+            outtype,
+            model_name,
+            [local(each, None, cache_dir, token, may_download=not dry_run) for each in adapter or ()],
+            split,
+            None if drafter is None else local(drafter, None, cache_dir, token, may_download=not dry_run),
+            exact_gelu,
+            threads,
+        )
         if dry_run:
-            if mmproj or everything:
-                raise typer.BadParameter("--dry-run is for the text model; leave it out with --mmproj and --all")
             from gemma4_quant.cli.forecast import forecast_text
 
-            forecast = conversion.forecast_conversion(
-                checkpoint,
-                outfile,
-                outtype,
-                model_name=model_name,
-                adapters=adapters,
-                split=split,
-                n_threads=threads,
-            )
+            forecast = request.forecast()
             emit(forecast, as_json=json, text=forecast_text(forecast))
-            return
-        progress = terminal_progress()
-        if everything:
-            from gemma4_quant.conversion_set import convert_all
-
-            files = convert_all(
-                checkpoint,
-                outfile,
-                outtype,
-                drafter=drafter,
-                model_name=model_name,
-                adapters=adapters,
-                split=split,
-                exact_gelu=exact_gelu,
-                n_threads=threads,
-                progress=progress,
-            )
+        elif part is Part.ALL:
+            files = request.convert_all(terminal_progress())
             emit(files, as_json=json, text=_describe_all(files))
-            return
-        if mmproj:
-            from gemma4_quant.projector_conversion import convert_projector
-
-            result = convert_projector(
-                checkpoint,
-                outfile,
-                outtype,
-                model_name=model_name,
-                exact_gelu=exact_gelu,
-                n_threads=threads,
-                progress=progress,
-            )
         else:
-            result = conversion.convert(
-                checkpoint,
-                outfile,
-                outtype,
-                model_name=model_name,
-                adapters=adapters,
-                split=split,
-                n_threads=threads,
-                progress=progress,
-            )
-        emit(result, as_json=json, text=_describe(result))
+            result = request.convert_one(terminal_progress())
+            emit(result, as_json=json, text=_describe(result))
 
 
-def _refuse_contradictions(
-    mmproj: bool, everything: bool, drafter: Path | None, exact_gelu: bool, *, changes_text: bool
-) -> None:
+def _part(mmproj: bool, everything: bool, drafter: Path | None, exact_gelu: bool, *, changes_text: bool) -> Part:
+    """Return what is meant; raises typer.BadParameter for options that contradict each other."""
     if mmproj and everything:
         raise typer.BadParameter("--all includes the encoders; leave out --mmproj")
     if mmproj and changes_text:
@@ -166,6 +127,9 @@ def _refuse_contradictions(
         raise typer.BadParameter("--drafter goes with --all; to convert a drafter alone, give it as CHECKPOINT")
     if exact_gelu and not (mmproj or everything):
         raise typer.BadParameter("--exact-gelu is for the encoders of pictures; add --mmproj or --all")
+    if everything:
+        return Part.ALL
+    return Part.PROJECTOR if mmproj else Part.TEXT_MODEL
 
 
 def _describe(result: "ConvertResult") -> str:
