@@ -1,4 +1,4 @@
-"""Bring what is written to the disk while work goes on, so that a kill costs little and the end does not wait."""
+"""Note what is written while work goes on, on disk where that is wanted, so that a kill costs little."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ _INTERVAL_S = 0.5
 
 
 class Committer:
-    """A thread that syncs outputs and notes finished tensors in their journals; a context manager."""
+    """A thread that commits finished tensors to their outputs; a context manager."""
 
     def __init__(self, outputs: Sequence[Output]) -> None:
         """Prepare; the thread starts on entering."""
@@ -38,7 +38,7 @@ class Committer:
             raise self._error
 
     def add(self, output: Output, names: Iterable[str]) -> None:
-        """Take tensors whose bytes have all been written; raises the OSError of an earlier sync."""
+        """Take tensors whose bytes have all been written; raises the OSError of an earlier commit."""
         with self._lock:
             self._done[output] += names
         if self._error is not None:
@@ -54,6 +54,6 @@ class Committer:
             self._done = {output: [] for output in done}
         for output, names in done.items():
             try:
-                output.sync(names)
+                output.commit(names)
             except OSError as error:
                 self._error = self._error or error

@@ -129,6 +129,7 @@ def write_converted(
         progress=progress,
         label=f"convert to {kind.name}",
         inputs=inputs,
+        durable=False,  # it takes hardly longer than the disk itself, and the checkpoint is still there
     )
     files = shard_paths(output, len(plan.files))
     return ConvertResult(

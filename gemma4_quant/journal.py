@@ -1,7 +1,7 @@
 """What an interrupted run leaves behind, so that the next one goes on instead of starting again.
 
 `NAME.partial` (one for each shard) holds the bytes, `NAME.partial.journal` says of what and how far: a line with the
-digest of the plan, one line for each tensor whose bytes are on disk, and a last one when all are and only renaming is
+digest of the plan, one line for each tensor whose bytes are there, and a last one when all are and only renaming is
 left. The journal is locked while a run writes.
 """
 
@@ -24,13 +24,15 @@ _COMPLETE = "complete"
 class Journal:
     """Progress of one output on disk."""
 
-    def __init__(self, output: Path, digest: str) -> None:
+    def __init__(self, output: Path, digest: str, *, durable: bool = True) -> None:
         """Lock the journal of `output` and read it; what it says counts if it belongs to the same plan.
 
-        Raises OutputError when another run is writing the same output, OSError when the journal cannot be written.
+        durable: have every line on disk before going on. Raises OutputError when another run is writing the same
+        output, OSError when the journal cannot be written.
         """
         self._path = journal_of(output)
         self._digest = digest
+        self._durable = durable
         self._file = self._open_locked(output)
         try:
             lines = self._read()
@@ -66,13 +68,13 @@ class Journal:
         self._write([self._digest])
 
     def add(self, names: Iterable[str]) -> None:
-        """Note tensors as done; their bytes must have reached the disk."""
+        """Note tensors as done; their bytes must be where they survive what the journal does."""
         lines = [_line_of(name) for name in names]
         self._write(lines)
         self._done.update(lines)
 
     def complete(self) -> None:
-        """Note that every byte of the output is on disk."""
+        """Note that every byte of the output is written."""
         self._complete = True
         self._write([_COMPLETE])
 
@@ -112,7 +114,8 @@ class Journal:
     def _write(self, lines: Iterable[str]) -> None:
         self._file.writelines(line + "\n" for line in lines)
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._durable:
+            os.fsync(self._file.fileno())
 
 
 def _lock(file: TextIO) -> bool:

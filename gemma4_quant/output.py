@@ -11,16 +11,18 @@ from gemma4_quant.shards import shard_paths
 
 
 class Output:
-    """The files of one plan. Only what `sync` returned for counts as done after a crash."""
+    """The files of one plan. Only tensors that were given to `commit` count as done for the next run."""
 
-    def __init__(self, plan: Plan, path: Path, digest: str) -> None:
-        """Lock the output; nothing is written yet. digest: says whether an earlier run's bytes are of use.
+    def __init__(self, plan: Plan, path: Path, digest: str, *, durable: bool) -> None:
+        """Lock the output; nothing is written yet.
 
-        Raises OutputError when another run is writing it, OSError when its directory cannot be written.
+        digest: says whether an earlier run's bytes are of use. durable: done means on disk, not only handed over to
+        the system. Raises OutputError when another run is writing it, OSError when its directory cannot be written.
         """
         self.plan = plan
         self.paths = shard_paths(path, len(plan.files))
-        self._journal = Journal(path, digest)
+        self._durable = durable
+        self._journal = Journal(path, digest, durable=durable)
         self._files: list[PartialFile] = []
         self._begun = False
 
@@ -46,18 +48,19 @@ class Output:
                 if not self._journal.has(planned.tensor.name):
                     yield planned, target
 
-    def sync(self, done: Iterable[str]) -> None:
-        """Have all bytes written so far on disk, and note the tensors `done` before the call; raises OSError."""
+    def commit(self, done: Iterable[str]) -> None:
+        """Note tensors whose bytes were all written before the call as done; raises OSError."""
         names = list(done)
-        for file in self._files:
-            file.sync()
+        if self._durable:
+            for file in self._files:
+                file.sync()
         if names:
             self._journal.add(names)
 
     def finish(self) -> None:
-        """Have everything on disk; from now on only renaming is left. Raises OSError."""
+        """Note that all is written, and close the files; from now on only renaming is left. Raises OSError."""
         if self._files:
-            self.sync([])
+            self.commit([])
             self._journal.complete()
         for file in self._files:
             file.close()
@@ -70,7 +73,8 @@ class Output:
         for path in (*others, first):
             if partial_of(path).exists():
                 partial_of(path).replace(path)
-        sync_directory(first.parent)
+        if self._durable:
+            sync_directory(first.parent)
 
     def forget(self) -> None:
         """Delete the journal of an output that has been published."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma4_quant import __version__
+from gemma4_quant.boot import boot_id
 from gemma4_quant.codecs import ENCODERS_REVISION, compile_kernels, kernels_cached
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.committer import Committer
@@ -46,10 +47,17 @@ def write_gguf(
     progress: Progress | None = None,
     label: str = "write",
     inputs: Sequence[Path] = (),
+    durable: bool = True,
 ) -> None:
     """Write the files of one plan; see write_ggufs."""
     write_ggufs(
-        [Job(plan, output)], effort=effort, n_threads=n_threads, progress=progress, label=label, inputs=inputs
+        [Job(plan, output)],
+        effort=effort,
+        n_threads=n_threads,
+        progress=progress,
+        label=label,
+        inputs=inputs,
+        durable=durable,
     )
 
 
@@ -61,22 +69,27 @@ def write_ggufs(
     progress: Progress | None = None,
     label: str = "write",
     inputs: Sequence[Path] = (),
+    durable: bool = True,
 ) -> None:
     """Write the files of several plans of the same tensors, each read once; outputs appear whole or not at all.
 
     Bytes depend neither on `n_threads` nor on what else is written in the same run. An interrupted run leaves
     `.partial` files and goes on from there when called again with the same plans, together or one by one. inputs:
-    further files that must not be overwritten. Raises OutputError (no space, no permission) and what sources and
-    codecs raise; then nothing is left, except after a full disk, where the partial files wait for space.
+    further files that must not be overwritten. durable: wait for the disk, so that a power failure costs little work
+    and never leaves half a file under its name; otherwise both hold for killed processes only, as with `cp`.
+
+    Raises OutputError (no space, no permission) and what sources and codecs raise; then nothing is left, except after
+    a full disk, where the partial files wait for space.
     """
     check_jobs(jobs, inputs)
     _check_space(jobs)
     progress = progress or SilentProgress()
     _compile([planned for job in jobs for planned in job.plan.tensors], progress)
+    boot = None if durable else boot_id()
     outputs: list[Output] = []
     try:
         for job in jobs:
-            outputs.append(Output(job.plan, job.path, _digest(job.plan, effort)))
+            outputs.append(Output(job.plan, job.path, _digest(job.plan, effort, boot), durable=boot is None))
         for output in outputs:
             output.begin()
         _write_tensors(outputs, effort, n_threads or n_cores(), progress, label)
@@ -114,8 +127,10 @@ def _output_error(error: OSError, jobs: Sequence[Job], *, is_full: bool, kept: b
     )
 
 
-def _digest(plan: Plan, effort: Effort) -> str:
-    return hashlib.sha256(f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION}".encode()).hexdigest()
+def _digest(plan: Plan, effort: Effort, boot: str | None) -> str:
+    """Return what tells the bytes of one run from those of another; `boot` where they may be lost with the power."""
+    state = f"{plan.digest} {effort.value} {__version__} {ENCODERS_REVISION} {boot}"
+    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def check_jobs(jobs: Sequence[Job], inputs: Sequence[Path]) -> None:
