@@ -94,11 +94,21 @@ def read_importance(path: Path) -> Importance:
         return Importance(
             entries=_read_entries(model),
             datasets=tuple(map(str, datasets.decode())) if datasets is not None and datasets.count else (),
-            chunk_count=get_int(model.metadata, "imatrix.chunk_count", 0),
-            chunk_size=get_int(model.metadata, "imatrix.chunk_size", 0),
+            chunk_count=_count(model, "imatrix.chunk_count"),
+            chunk_size=_count(model, "imatrix.chunk_size"),
         )
     except GgufError as error:
         raise ImportanceError(f"{error} (an importance file in GGUF format was expected)") from error
+
+
+def _count(model: Model, key: str) -> int:
+    try:
+        number = get_int(model.metadata, key, 0)
+    except GgufError as error:
+        raise ImportanceError(f"{model.path}: {error}; calibrate again") from error
+    if not 0 <= number < 1 << 32:
+        raise ImportanceError(f"{model.path}: {key} is {number}, not a count; calibrate again")
+    return number
 
 
 def _read_entries(model: Model) -> dict[str, Entry]:

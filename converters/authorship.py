@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CARD_BYTES = 4 << 20
 MAX_FRONT_MATTER_BYTES = 64 << 10
+MAX_CARD_VALUES = 10_000
 
 # key of generation_config.json → attribute of gguf.Metadata and the type it is written in
 _SAMPLING: Mapping[str, tuple[str, type]] = {
@@ -50,6 +51,8 @@ _SAMPLING: Mapping[str, tuple[str, type]] = {
     "mirostat_tau": ("sampling_mirostat_tau", float),
     "mirostat_eta": ("sampling_mirostat_eta", float),
 }
+
+_MOST: Mapping[type, float] = {int: 2**31 - 1, float: 3.4e38}  # int32 and float32
 
 _MAKERS: Mapping[ValueType, Callable[[Any], Value]] = {
     ValueType.UINT32: uint32,
@@ -150,7 +153,23 @@ def _read_card(checkpoint: Checkpoint) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         logger.warning("the front matter of %s is not YAML and is ignored: %s", path, str(error).splitlines()[0])
         return {}
+    if not _is_small(card):
+        logger.warning("the front matter of %s has too many values to be a model card; it is ignored", path)
+        return {}
     return card if isinstance(card, dict) else {}
+
+
+def _is_small(card: object) -> bool:
+    """Tell whether a document has few values, each alias counted as often as it is used: one may hold itself."""
+    waiting, n_values = [card], 0
+    while waiting and n_values <= MAX_CARD_VALUES:
+        value = waiting.pop()
+        n_values += 1
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+    return n_values <= MAX_CARD_VALUES
 
 
 def _text_lines(path: Path) -> list[str]:
@@ -164,6 +183,8 @@ def _apply_sampling(known: Any, checkpoint: Checkpoint) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise CheckpointError(f"generation_config.json: {key} is {str(value)[:40]!r}, not {kind.__name__}")
+        if kind is not str and not -_MOST[kind] <= value <= _MOST[kind]:
+            raise CheckpointError(f"generation_config.json: {key} is {str(value)[:40]}, too large for a GGUF")
         setattr(known, attribute, value)
 
 

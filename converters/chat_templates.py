@@ -65,4 +65,6 @@ def _text(template: str) -> Value:
     try:
         return string(template)
     except UnicodeEncodeError as error:
-        raise CheckpointError("the chat template holds half of a surrogate pair, which is no text") from error
+        raise CheckpointError(
+            "the chat template of tokenizer_config.json or chat_template.json holds half of a surrogate pair, no text"
+        ) from error

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 FLOAT_TYPES = {"F32": GgmlType.F32, "F16": GgmlType.F16, "BF16": GgmlType.BF16}
 """Dtypes of weights that a GGUF can hold as they are."""
 
+MOST_LISTED = 1000
+"""Offenders that a message names: all of any real model, not all of a hostile one."""
+
 _PREFIX = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?")
 
 
@@ -104,11 +107,11 @@ def _check_complete(unknown: list[str], missing: list[str], architecture: str) -
     problems = []
     if unknown:
         problems.append(
-            f"{len(unknown)} tensors have no place in a {architecture} GGUF: {listed(unknown, len(unknown))}"
+            f"{len(unknown)} tensors have no place in a {architecture} GGUF: {listed(unknown, MOST_LISTED)}"
         )
     if missing:
         problems.append(
-            f"{len(missing)} tensors that config.json calls for are missing: {listed(missing, len(missing))}"
+            f"{len(missing)} tensors that config.json calls for are missing: {listed(missing, MOST_LISTED)}"
         )
     if problems:
         raise UnmappedTensorsError(
@@ -121,7 +124,7 @@ def _check_contents(found: Mapping[str, CheckpointTensor], table: Mapping[str, P
     packed = [f"{tensor.name} ({tensor.dtype})" for tensor in found.values() if tensor.dtype not in FLOAT_TYPES]
     if packed:
         raise CheckpointError(
-            f"{len(packed)} tensors are not stored as F32, F16 or BF16: {listed(packed, len(packed))}; "
+            f"{len(packed)} tensors are not stored as F32, F16 or BF16: {listed(packed, MOST_LISTED)}; "
             "start from the unquantized checkpoint"
         )
     wrong = [
@@ -131,7 +134,7 @@ def _check_contents(found: Mapping[str, CheckpointTensor], table: Mapping[str, P
     ]
     if wrong:
         raise CheckpointError(
-            f"{len(wrong)} tensors do not have the shape of config.json: {listed(wrong, len(wrong))}"
+            f"{len(wrong)} tensors do not have the shape of config.json: {listed(wrong, MOST_LISTED)}"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma4_quant.errors import ConfigError
+from gemma4_quant.errors import ConfigError, shortened
 from gemma4_quant.json_input import Fields
 
 MAX_LAYERS = 512
@@ -106,7 +106,8 @@ def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
     """Read the hyper-parameters; raises ConfigError for a missing or impossible one, naming key and value."""
     if fields.text("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         fields.fail(
-            "hidden_activation", f"is {fields.text('hidden_activation')!r}; llama.cpp knows gelu_pytorch_tanh"
+            "hidden_activation",
+            f"is {shortened(fields.text('hidden_activation'))!r}; llama.cpp knows gelu_pytorch_tanh",
         )
     n_layers = fields.integer("num_hidden_layers", 30, high=MAX_LAYERS)
     is_local = _read_layer_types(fields, n_layers)
@@ -116,7 +117,7 @@ def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
     global_head_width, n_global_kv_heads = _read_global_attention(fields, is_local, has_k_as_v)
     rope_local, rope_global, rotated_share = _read_rope(fields)
     is_bidirectional = "use_bidirectional_attention" in fields and fields.text("use_bidirectional_attention") == "all"
-    window = fields.integer("sliding_window", defaults.window)
+    window = fields.integer("sliding_window", defaults.window, high=_MAX_SIZE)
     is_moe = fields.flag("enable_moe_block", False)
     return TextConfig(
         n_layers=n_layers,
@@ -223,7 +224,8 @@ def _read_rope(fields: Fields) -> tuple[float, float, float]:
     local, whole = rope.inner(LOCAL), rope.inner(GLOBAL)
     for part, kind in ((local, "default"), (whole, "proportional")):
         if part.text("rope_type", "default") != kind:
-            part.fail("rope_type", f"is {part.text('rope_type', 'default')!r}; llama.cpp's gemma4 has {kind!r} here")
+            found = shortened(part.text("rope_type", "default"))
+            part.fail("rope_type", f"is {found!r}; llama.cpp's gemma4 has {kind!r} here")
         if part.number("factor", 1.0) != 1.0:
             part.fail("factor", "stretches positions, which llama.cpp's gemma4 does not")
     if local.number("partial_rotary_factor", 1.0) != 1.0:

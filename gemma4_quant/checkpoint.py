@@ -13,7 +13,7 @@ from gemma4_quant.model import DataFile, RowSource
 from gemma4_quant.safetensors_header import StoredTensor, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 64 << 20
+MAX_INDEX_BYTES = 16 << 20
 
 _NUMBERED_SHARD = re.compile(r"(?P<stem>.*-)(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
 
@@ -106,7 +106,7 @@ def find_checkpoint_file(directory: Path, name: str) -> Path | None:
         if path.is_symlink():
             raise CheckpointError(f"{path} is a link to a file that is not there; download it again") from None
         return None
-    except (OSError, RuntimeError) as error:  # links in a circle
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, names that no file can have
         raise CheckpointError(f"cannot open {path}: {error}") from error
     if not any(real.is_relative_to(place) for place in (root, *blob_folders(root))):
         raise CheckpointError(f"{path} is a link that leads out of the checkpoint; put the file itself there")

@@ -71,9 +71,18 @@ class RunError(Gemma4QuantError):
     """llama.cpp could not load or run a model."""
 
 
+MAX_QUOTED = 200
+"""Characters of a name or value from a file that a message quotes."""
+
+
+def shortened(text: str) -> str:
+    """Cut a text from a file for a message."""
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}…"
+
+
 def listed(names: Iterable[str], limit: int = 8) -> str:
     """Join names for a message, at most `limit` of them, then how many more there are."""
     all_names = list(names)
-    shown = ", ".join(all_names[:limit])
+    shown = ", ".join(shortened(name) for name in all_names[:limit])
     rest = len(all_names) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown

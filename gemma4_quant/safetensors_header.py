@@ -13,8 +13,9 @@ from gemma4_quant.errors import CheckpointError, listed
 from gemma4_quant.json_input import kind_of, parse_json_object
 from gemma4_quant.model import DataFile, FileRows
 
-MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit (safetensors, MAX_HEADER_SIZE)."""
+MAX_HEADER_BYTES = 32 << 20
+"""A hundred times the header of the largest Gemma 4 in one file. The format allows 100 MB, which take ten times as
+much memory to parse."""
 
 MAX_DIMS = 8
 MAX_BYTES = 2**63 - 1

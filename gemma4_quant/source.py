@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gemma4_quant.errors import GgufError, InputError
+from gemma4_quant.errors import GgufError, InputError, shortened
 from gemma4_quant.metadata import get_string
 from gemma4_quant.model import Model
 from gemma4_quant.split_reader import read_model
@@ -45,6 +45,6 @@ def open_gguf(path: Path, *, with_projectors: bool = False) -> Model:
         )
     if architecture not in ARCHITECTURES:
         raise GgufError(
-            f"{path} holds a {architecture} model; this tool handles Gemma 4 ({', '.join(ARCHITECTURES)})"
+            f"{path} holds a {shortened(architecture)} model; this tool handles Gemma 4 ({', '.join(ARCHITECTURES)})"
         )
     return model

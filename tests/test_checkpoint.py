@@ -173,7 +173,7 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
 def test_json_that_is_damaged_or_a_bomb_is_refused(name: str, file: str, directory: Path) -> None:
     content, reason = BAD_JSON[name]
     if file == INDEX_NAME and name == "huge":
-        content, reason = b" " * (MAX_INDEX_BYTES + 1), "larger than 64 MiB"
+        content, reason = b" " * (MAX_INDEX_BYTES + 1), "larger than 16 MiB"
     (directory / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=reason) as caught:
         open_checkpoint(directory)
