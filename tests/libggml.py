@@ -20,6 +20,16 @@ _DECODERS = {
     GgmlType.Q4_K: "q4_K",
     GgmlType.Q5_K: "q5_K",
     GgmlType.Q6_K: "q6_K",
+    GgmlType.Q2_K: "q2_K",
+    GgmlType.Q3_K: "q3_K",
+    GgmlType.IQ4_NL: "iq4_nl",
+    GgmlType.IQ4_XS: "iq4_xs",
+    GgmlType.MXFP4: "mxfp4",
+    GgmlType.NVFP4: "nvfp4",
+    GgmlType.TQ1_0: "tq1_0",
+    GgmlType.TQ2_0: "tq2_0",
+    GgmlType.Q1_0: "q1_0",
+    GgmlType.Q2_0: "q2_0",
 }
 
 BLOCK_TYPES = tuple(_DECODERS)
@@ -82,3 +92,11 @@ def is_valid(kind: GgmlType, data: ByteRows) -> bool:
     """Tell whether ggml_validate_row_data accepts the bytes (it prints what it rejects)."""
     data = np.ascontiguousarray(data)
     return bool(_library().ggml_validate_row_data(int(kind), data.ctypes.data, data.nbytes))
+
+
+def needs(kind: GgmlType) -> bool:
+    """Tell whether ggml_quantize_chunk refuses a type without importance (ggml_quantize_requires_imatrix)."""
+    library = _library()
+    library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    library.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    return bool(library.ggml_quantize_requires_imatrix(int(kind)))

@@ -17,7 +17,7 @@ def checked_rows(rows: Float32Rows, kind: GgmlType, limit: float = LARGEST) -> F
     """Return rows as C-contiguous float32.
 
     Raises ShapeError when they are not whole blocks, NonFiniteError when a weight is NaN, infinite or beyond
-    `limit` (a scale in float16 could not hold it).
+    `limit` (its scale could not hold it).
     """
     if rows.ndim != 2:
         raise ShapeError(f"rows must be (n_rows, n_cols), not {rows.shape}")
@@ -29,7 +29,7 @@ def checked_rows(rows: Float32Rows, kind: GgmlType, limit: float = LARGEST) -> F
     value = rows[row, column]
     if np.isfinite(value):
         raise NonFiniteError(
-            f"the weight {value:g} in row {row}, column {column}, overflows the float16 in {kind.name}; "
+            f"the weight {value:g} in row {row}, column {column}, overflows {kind.name}, whose largest is {limit:g}; "
             "use bf16 or f32"
         )
     raise NonFiniteError(f"the weight in row {row}, column {column}, is {value}; the checkpoint is damaged")

@@ -52,6 +52,15 @@ def rounded_to_half(value: np.float32) -> np.float32:
 
 
 @compiled()
+def usable_half(value: np.float32) -> np.float32:
+    """Round a scale to the nearest float16, to the smallest one where it would vanish though it is not zero."""
+    d = rounded_to_half(value)
+    if d == np.float32(0) and value != np.float32(0):
+        d = np.float32(2.0**-24) if value > np.float32(0) else np.float32(-(2.0**-24))
+    return d
+
+
+@compiled()
 def half_step(value: np.float32, steps: int) -> np.float32:
     """Return the float16 that lies `steps` values further from zero than `value`, nearer if steps is negative."""
     bits = np.int64(half_bits(value))

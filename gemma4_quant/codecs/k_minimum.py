@@ -1,10 +1,11 @@
-"""Q4_K and Q5_K: super-blocks of 256 weights in eight sub-blocks, x ≈ d·s·code − dmin·m (ggml-common.h).
+"""Q2_K, Q4_K and Q5_K: super-blocks of 256 weights in sub-blocks, x ≈ d·s·code − dmin·m (ggml-common.h).
 
-d and dmin are float16, s and m six bits for each sub-block. Search of a super-block: the best real scale and offset
-of each sub-block (scan_offsets); pairs of float16 super-scales compared by a quadratic model of the error around
-those; s and m by exact error; d and dmin fitted again, together, to the codes.
+d and dmin are float16, s and m whole numbers for each sub-block. Search of a super-block: the best real scale and
+offset of each sub-block (scan_offsets); pairs of float16 super-scales compared by a quadratic model of the error
+around those; s and m by exact error; d and dmin fitted again, together, to the codes.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,27 +13,59 @@ import numpy as np
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
-from gemma4_quant.codecs.half import LARGEST, half_bits, rounded_to_half
+from gemma4_quant.codecs.half import LARGEST, half_bits, rounded_to_half, usable_half
+from gemma4_quant.codecs.k_blocks import pack_minimum, super_scales_at, unpack_minimum
 from gemma4_quant.codecs.lanes import HUGE, LANES, TINY, Array, invert, load_tile, n_tiles, tile_at
 from gemma4_quant.codecs.offsets import offset_error, offset_sums, round_above, scan_offsets
-from gemma4_quant.codecs.packing import get_half, pack_fours, put_half
-from gemma4_quant.codecs.search import Search, search_for
+from gemma4_quant.codecs.packing import get_half, put_half
+from gemma4_quant.codecs.search import Search, Searches, search_for
 from gemma4_quant.compiled import compiled
 from gemma4_quant.ggml import GgmlType
 
 _SUPER = 256
-_SUB = 32
-_N_SUB = _SUPER // _SUB
-_TOP = np.float32(63)
-"""Largest s and m."""
 
 
-_HIGHEST = {GgmlType.Q4_K: 15, GgmlType.Q5_K: 31}
+@dataclass(frozen=True)
+class _Format:
+    """Weights of a sub-block, its highest code, the highest s and m."""
 
-_SEARCHES = {
-    Effort.FAST: Search(6, -1.0, 0.8, 1, 0, n_supers=5, n_rounds=2),
-    Effort.BALANCED: Search(12, -3.0, 0.9, 2, 1, n_supers=9, n_rounds=2),
-    Effort.BEST: Search(32, -4.0, 1.0, 3, 2, n_supers=9, n_rounds=4),
+    n_weights: int
+    high: int
+    top: int
+    searches: Searches
+
+
+FORMATS = {
+    GgmlType.Q2_K: _Format(
+        16,
+        3,
+        15,
+        {
+            Effort.FAST: Search(6, -0.5, 1.0, 1, 0, n_supers=5, n_rounds=2),
+            Effort.BALANCED: Search(15, -0.6, 1.2, 1, 1, n_supers=9, n_rounds=2),
+            Effort.BEST: Search(45, -1.0, 2.0, 2, 2, n_supers=9, n_rounds=4),
+        },
+    ),
+    GgmlType.Q4_K: _Format(
+        32,
+        15,
+        63,
+        {
+            Effort.FAST: Search(9, -2.0, 2.0, 1, 0, n_supers=5, n_rounds=2),
+            Effort.BALANCED: Search(24, -2.0, 3.0, 1, 1, n_supers=9, n_rounds=2),
+            Effort.BEST: Search(60, -2.0, 4.0, 2, 2, n_supers=9, n_rounds=4),
+        },
+    ),
+    GgmlType.Q5_K: _Format(
+        32,
+        31,
+        63,
+        {
+            Effort.FAST: Search(9, -2.0, 2.0, 1, 0, n_supers=5, n_rounds=2),
+            Effort.BALANCED: Search(24, -3.0, 3.0, 1, 1, n_supers=7, n_rounds=2),
+            Effort.BEST: Search(60, -4.0, 4.0, 2, 2, n_supers=9, n_rounds=4),
+        },
+    ),
 }
 
 
@@ -41,88 +74,111 @@ def encode(kind: GgmlType, rows: Float32Rows, importance: Float32Row | None, eff
     rows = checked_rows(rows, kind, LARGEST / 2)  # half, since a scale spans from the least to the largest
     out = empty_blocks(rows, kind)
     weights = normalised_importance(importance, rows.shape[1])
-    _encode(rows, weights, np.float32(_HIGHEST[kind]), search_for(_SEARCHES, effort), out)
+    form = FORMATS[kind]
+    high, top = np.float32(form.high), np.float32(form.top)
+    _encode(rows, weights, int(kind), form.n_weights, high, top, search_for(form.searches, effort), out)
     return out
 
 
 @compiled(finite=True)
-def _encode(rows: Array, weights: Array, high: np.float32, search: Search, out: Array) -> None:
+def _encode(
+    rows: Array,
+    weights: Array,
+    kind: int,
+    size: int,
+    high: np.float32,
+    top: np.float32,
+    search: Search,
+    out: Array,
+) -> None:
+    n_sub = _SUPER // size
     block_bytes = out.shape[1] // (rows.shape[1] // _SUPER)
-    tile = np.empty((_N_SUB, _SUB, LANES), np.float32)
+    tile = np.empty((n_sub, size, LANES), np.float32)
     work = np.empty((10, LANES), np.float32)
     # per sub-block: best scale, best offset, Σ w·l², Σ w·l, Σ w·x; and Σ w
-    fits = np.empty((5, _N_SUB, LANES), np.float32)
-    sum_w = np.empty(_N_SUB, np.float32)
+    fits = np.empty((5, n_sub, LANES), np.float32)
+    sum_w = np.empty(n_sub, np.float32)
     supers = np.empty((2, LANES), np.float32)  # d, dmin
-    subs = np.empty((2, _N_SUB, LANES), np.float32)  # s, m
-    inverse = np.empty((_N_SUB, LANES), np.float32)
+    subs = np.empty((2, n_sub, LANES), np.float32)  # s, m
+    inverse = np.empty((n_sub, LANES), np.float32)
     codes = np.empty(_SUPER, np.int8)
     for tile_number in range(n_tiles(rows.shape, _SUPER)):
         first_row, n, block = tile_at(tile_number, rows.shape, _SUPER)
         first = block * _SUPER
         w = weights[first : first + _SUPER]
         load_tile(rows, first_row, n, first, tile.reshape(_SUPER, LANES))
-        for j in range(_N_SUB):
-            wj = w[j * _SUB : (j + 1) * _SUB]
+        for j in range(n_sub):
+            wj = w[j * size : (j + 1) * size]
             sum_w[j] = scan_offsets(tile[j], wj, high, True, search, work, fits[0, j], fits[1, j])
             for lane in range(LANES):
                 fits[2, j, lane] = work[5, lane]
                 fits[3, j, lane] = work[4, lane]
                 fits[4, j, lane] = work[7, lane]
-        _choose_supers(fits, sum_w, search.n_supers, supers)
-        _settle(tile, w, sum_w, high, search, fits, supers, subs, work)
-        for j in range(_N_SUB):
+        _choose_supers(fits, sum_w, top, search.n_supers, supers)
+        _settle(tile, w, sum_w, high, top, search, fits, supers, subs, work)
+        for j in range(n_sub):
             for lane in range(LANES):
                 fits[0, j, lane] = supers[0, lane] * subs[0, j, lane]
                 fits[1, j, lane] = supers[1, lane] * subs[1, j, lane]
             invert(fits[0, j], inverse[j])
         for lane in range(n):
-            for j in range(_N_SUB):
-                row = rows[first_row + lane, first + j * _SUB : first + (j + 1) * _SUB]
-                round_above(row, inverse[j, lane], fits[1, j, lane], high, codes[j * _SUB : (j + 1) * _SUB])
+            for j in range(n_sub):
+                row = rows[first_row + lane, first + j * size : first + (j + 1) * size]
+                round_above(row, inverse[j, lane], fits[1, j, lane], high, codes[j * size : (j + 1) * size])
             target = out[first_row + lane, block * block_bytes : (block + 1) * block_bytes]
-            put_half(half_bits(supers[0, lane]), target)
-            put_half(half_bits(supers[1, lane]), target[2:])
-            _pack(codes, subs[0, :, lane], subs[1, :, lane], high == np.float32(31), target)
+            pack_minimum(kind, codes, subs[0, :, lane], subs[1, :, lane], target)
+            at = super_scales_at(kind)
+            put_half(half_bits(supers[0, lane]), target[at:])
+            put_half(half_bits(supers[1, lane]), target[at + 2 :])
 
 
 @compiled(finite=True)
-def _usable_half(value: np.float32) -> np.float32:
-    """Round a positive super-scale to float16, up to the smallest one where it would vanish."""
-    d = rounded_to_half(value)
-    return np.float32(2.0**-24) if d == np.float32(0) and value > np.float32(0) else d
+def _choose_supers(fits: Array, sum_w: Array, top: np.float32, n_supers: int, supers: Array) -> None:
+    """Choose d and dmin: largest scale (offset) at top + 1, top + ½, top …, by the quadratic model of the error."""
+    n_sub = fits.shape[1]
+    tried = np.empty((2, n_supers, LANES), np.float32)
+    for part in range(2):
+        _super_candidates(fits[part], top, tried[part])
+    off_a = np.empty((n_sub, LANES), np.float32)
+    wanted = np.empty((n_sub, LANES), np.float32)
+    cost = np.empty(LANES, np.float32)
+    inverse = np.empty(LANES, np.float32)
+    least = np.full(LANES, HUGE, np.float32)
+    for kd in range(n_supers):
+        d = tried[0, kd]
+        invert(d, inverse)
+        for j in range(n_sub):
+            for lane in range(LANES):
+                s = min(np.rint(fits[0, j, lane] * inverse[lane]), top)
+                off_a[j, lane] = d[lane] * s - fits[0, j, lane]
+                wanted[j, lane] = fits[1, j, lane] + off_a[j, lane] * fits[3, j, lane] / sum_w[j]
+        for km in range(n_supers):
+            m = tried[1, km]
+            invert(m, inverse)
+            for lane in range(LANES):
+                cost[lane] = np.float32(0)
+            for j in range(n_sub):
+                for lane in range(LANES):
+                    q = min(max(np.rint(wanted[j, lane] * inverse[lane]), np.float32(0)), top)
+                    off_m = m[lane] * q - fits[1, j, lane]
+                    cost[lane] += off_a[j, lane] * off_a[j, lane] * fits[2, j, lane] + off_m * off_m * sum_w[j]
+                    cost[lane] -= np.float32(2) * off_a[j, lane] * off_m * fits[3, j, lane]
+            for lane in range(LANES):
+                better = cost[lane] < least[lane]
+                least[lane] = cost[lane] if better else least[lane]
+                supers[0, lane] = d[lane] if better else supers[0, lane]
+                supers[1, lane] = m[lane] if better else supers[1, lane]
 
 
 @compiled(finite=True)
-def _choose_supers(fits: Array, sum_w: Array, n_supers: int, supers: Array) -> None:
-    """Choose d and dmin: largest scale (offset) at 64, 63.5, 63 … of 63, by the quadratic model of the error."""
+def _super_candidates(values: Array, top: np.float32, tried: Array) -> None:
+    """Write float16 that put the largest of each lane's values (n_sub, LANES) at top + 1, top + ½, top … of top."""
     for lane in range(LANES):
-        top_a = np.float32(0)
-        top_m = np.float32(0)
-        for j in range(_N_SUB):
-            top_a = max(top_a, fits[0, j, lane])
-            top_m = max(top_m, fits[1, j, lane])
-        least = HUGE
-        supers[0, lane] = np.float32(0)
-        supers[1, lane] = np.float32(0)
-        for kd in range(n_supers):
-            d = _usable_half(top_a / (_TOP + np.float32(1) - np.float32(0.5) * np.float32(kd)))
-            for km in range(n_supers):
-                m = _usable_half(top_m / (_TOP + np.float32(1) - np.float32(0.5) * np.float32(km)))
-                cost = np.float32(0)
-                for j in range(_N_SUB):
-                    a = fits[0, j, lane]
-                    s = min(np.rint(a / d), _TOP) if d > np.float32(0) else np.float32(0)
-                    off_a = d * s - a
-                    wanted = fits[1, j, lane] + off_a * fits[3, j, lane] / sum_w[j]
-                    q = min(max(np.rint(wanted / m), np.float32(0)), _TOP) if m > np.float32(0) else np.float32(0)
-                    off_m = m * q - fits[1, j, lane]
-                    cost += off_a * off_a * fits[2, j, lane] + off_m * off_m * sum_w[j]
-                    cost -= np.float32(2) * off_a * off_m * fits[3, j, lane]
-                if cost < least:
-                    least = cost
-                    supers[0, lane] = d
-                    supers[1, lane] = m
+        largest = np.float32(0)
+        for j in range(values.shape[0]):
+            largest = max(largest, values[j, lane])
+        for k in range(tried.shape[0]):
+            tried[k, lane] = usable_half(largest / (top + np.float32(1) - np.float32(0.5) * np.float32(k)))
 
 
 @compiled(finite=True)
@@ -131,6 +187,7 @@ def _settle(
     weights: Array,
     sum_w: Array,
     high: np.float32,
+    top: np.float32,
     search: Search,
     fits: Array,
     supers: Array,
@@ -141,18 +198,19 @@ def _settle(
 
     fits: as after the scan, used up. supers: d and dmin, the first on entry, the best on return. subs: the result.
     """
+    n_sub, size = tile.shape[0], tile.shape[1]
     current = supers.copy()
-    chosen = np.empty((2, _N_SUB, LANES), np.float32)
+    chosen = np.empty((2, n_sub, LANES), np.float32)
     total_least = np.full(LANES, HUGE, np.float32)
     least = np.empty(LANES, np.float32)
     total = np.empty(LANES, np.float32)
     for turn in range(search.n_rounds):
         for lane in range(LANES):
             total[lane] = np.float32(0)
-        for j in range(_N_SUB):
-            w = weights[j * _SUB : (j + 1) * _SUB]
+        for j in range(n_sub):
+            w = weights[j * size : (j + 1) * size]
             _settle_sub_block(
-                tile[j], w, sum_w[j], high, search.reach, fits[:, j], current, chosen[:, j], least, work
+                tile[j], w, sum_w[j], high, top, search.reach, fits[:, j], current, chosen[:, j], least, work
             )
             for lane in range(LANES):
                 total[lane] += least[lane]
@@ -161,7 +219,7 @@ def _settle(
                 total_least[lane] = total[lane]
                 for part in range(2):
                     supers[part, lane] = current[part, lane]
-                    for j in range(_N_SUB):
+                    for j in range(n_sub):
                         subs[part, j, lane] = chosen[part, j, lane]
         if turn < search.n_rounds - 1:
             _refit_supers(tile, weights, sum_w, high, fits, current, chosen, work)
@@ -173,6 +231,7 @@ def _settle_sub_block(
     weights: Array,
     sum_w: np.float32,
     high: np.float32,
+    top: np.float32,
     reach: int,
     fit: Array,
     supers: Array,
@@ -182,22 +241,21 @@ def _settle_sub_block(
 ) -> None:
     """Try values of s around the nearest, each with values of m around the one that suits it; keep the best pair."""
     s, m, a, inverse, offset, wanted, error = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
+    per = np.empty((2, LANES), np.float32)
+    invert(supers[0], per[0])
+    invert(supers[1], per[1])
     for lane in range(LANES):
         least[lane] = HUGE
     for ks in range(-reach, reach + 1):
         for lane in range(LANES):
-            d = supers[0, lane]
-            nearest = np.rint(fit[0, lane] / d) if d > np.float32(0) else np.float32(0)
-            s[lane] = min(max(nearest + np.float32(ks), np.float32(0)), _TOP)
-            a[lane] = d * s[lane]
+            s[lane] = min(max(np.rint(fit[0, lane] * per[0, lane]) + np.float32(ks), np.float32(0)), top)
+            a[lane] = supers[0, lane] * s[lane]
             wanted[lane] = fit[1, lane] + (a[lane] - fit[0, lane]) * fit[3, lane] / sum_w
         invert(a, inverse)
         for km in range(-reach, reach + 1):
             for lane in range(LANES):
-                step = supers[1, lane]
-                nearest = np.rint(wanted[lane] / step) if step > np.float32(0) else np.float32(0)
-                m[lane] = min(max(nearest + np.float32(km), np.float32(0)), _TOP)
-                offset[lane] = step * m[lane]
+                m[lane] = min(max(np.rint(wanted[lane] * per[1, lane]) + np.float32(km), np.float32(0)), top)
+                offset[lane] = supers[1, lane] * m[lane]
             offset_error(tile, weights, a, inverse, offset, high, error)
             for lane in range(LANES):
                 better = error[lane] < least[lane]
@@ -218,10 +276,11 @@ def _refit_supers(
     work: Array,
 ) -> None:
     """Fit d and dmin to all codes of the super-block (two normal equations) and round them to float16."""
+    n_sub, size = tile.shape[0], tile.shape[1]
     p = np.zeros((5, LANES), np.float32)  # s²·Σwl², s·m·Σwl, m²·Σw, s·Σwxl, m·Σwx
     inverse = work[3]
-    for j in range(_N_SUB):
-        w = weights[j * _SUB : (j + 1) * _SUB]
+    for j in range(n_sub):
+        w = weights[j * size : (j + 1) * size]
         for lane in range(LANES):
             fits[0, j, lane] = supers[0, lane] * chosen[0, j, lane]
             fits[1, j, lane] = supers[1, lane] * chosen[1, j, lane]
@@ -250,55 +309,30 @@ def _refit_supers(
         supers[1, lane] = dmin if dmin > np.float32(0) else supers[1, lane]
 
 
-@compiled()
-def _pack(codes: Array, scales: Array, minima: Array, has_fifth: bool, block: Array) -> None:
-    """Write twelve bytes of s and m, for Q5_K 32 bytes of fifth bits, 128 bytes of fours, after d and dmin."""
-    fours_at = 48 if has_fifth else 16
-    for j in range(4):
-        s_low, s_high = np.int32(scales[j]), np.int32(scales[j + 4])
-        m_low, m_high = np.int32(minima[j]), np.int32(minima[j + 4])
-        block[4 + j] = np.uint8(s_low | ((s_high >> 4) << 6))
-        block[8 + j] = np.uint8(m_low | ((m_high >> 4) << 6))
-        block[12 + j] = np.uint8((s_high & 15) | ((m_high & 15) << 4))
-    for pair in range(4):
-        pack_fours(codes[pair * 64 : (pair + 1) * 64], 0, block[fours_at + pair * 32 :])
-    if has_fifth:
-        for i in range(_SUB):
-            bits = 0
-            for j in range(_N_SUB):
-                bits |= (codes[j * _SUB + i] >> 4) << j
-            block[16 + i] = np.uint8(bits)
-
-
 def decode(kind: GgmlType, data: ByteRows, n_columns: int) -> Float32Rows:
     """Decode rows; see Codec."""
     out = np.empty((len(data), n_columns), np.float32)
-    _decode(data, kind is GgmlType.Q5_K, out)
+    _decode(data, int(kind), FORMATS[kind].n_weights, out)
     return out
 
 
 @compiled()
-def _decode(data: Array, has_fifth: bool, out: Array) -> None:
-    n_rows, n_columns = out.shape
-    block_bytes = 176 if has_fifth else 144
-    for row in range(n_rows):
-        for block in range(n_columns // _SUPER):
+def _decode(data: Array, kind: int, size: int, out: Array) -> None:
+    n_blocks = out.shape[1] // _SUPER
+    block_bytes = data.shape[1] // n_blocks
+    codes = np.empty(_SUPER, np.int8)
+    scales = np.empty(_SUPER // size, np.float32)
+    minima = np.empty(_SUPER // size, np.float32)
+    for row in range(out.shape[0]):
+        for block in range(n_blocks):
             source = data[row, block * block_bytes : (block + 1) * block_bytes]
-            d, dmin = get_half(source), get_half(source[2:])
-            fours = source[block_bytes - 128 :]
-            for j in range(_N_SUB):
-                if j < 4:
-                    s, m = np.int32(source[4 + j] & 63), np.int32(source[8 + j] & 63)
-                else:
-                    s = np.int32(source[8 + j] & 15) | (np.int32(source[j] >> 6) << 4)
-                    m = np.int32(source[8 + j] >> 4) | (np.int32(source[4 + j] >> 6) << 4)
-                a, offset = d * np.float32(s), dmin * np.float32(m)
-                for i in range(_SUB):
-                    byte = np.int32(fours[(j // 2) * 32 + i])
-                    code = (byte >> 4) if j % 2 else (byte & 15)
-                    if has_fifth:
-                        code |= ((np.int32(source[16 + i]) >> j) & 1) << 4
-                    out[row, block * _SUPER + j * _SUB + i] = np.float32(a * np.float32(code)) - offset
+            unpack_minimum(kind, source, codes, scales, minima)
+            at = super_scales_at(kind)
+            d, dmin = get_half(source[at:]), get_half(source[at + 2 :])
+            for j in range(_SUPER // size):
+                a, offset = d * scales[j], dmin * minima[j]
+                for i in range(j * size, (j + 1) * size):
+                    out[row, block * _SUPER + i] = np.float32(a * np.float32(codes[i])) - offset
 
 
-CODECS = {kind: Codec(kind, partial(encode, kind), partial(decode, kind)) for kind in _HIGHEST}
+CODECS = {kind: Codec(kind, partial(encode, kind), partial(decode, kind)) for kind in FORMATS}

@@ -1,4 +1,4 @@
-"""Q6_K: super-blocks of 256 weights, a float16 scale times sixteen int8 sub-scales (block_q6_K in ggml-common.h).
+"""Q3_K, Q6_K and IQ4_XS: super-blocks of 256 weights, a float16 scale times whole sub-scales, x ≈ d·s·code.
 
 Search of a super-block: the best real scale of each sub-block (scan_scales); float16 super-scales compared by how
 far they force the sub-scales from their best; sub-scales by exact error; the super-scale fitted again to the codes.
@@ -12,9 +12,10 @@ import numpy as np
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_importance
-from gemma4_quant.codecs.grids import Grid, Uniform, uniform
-from gemma4_quant.codecs.half import half_bits, rounded_to_half
-from gemma4_quant.codecs.lanes import HUGE, LANES, Array, invert, load_tile, n_tiles, tile_at
+from gemma4_quant.codecs.grids import IQ4, Grid, Uniform, uniform
+from gemma4_quant.codecs.half import half_bits, rounded_to_half, usable_half
+from gemma4_quant.codecs.k_blocks import pack_symmetric, super_scale_at, unpack_symmetric
+from gemma4_quant.codecs.lanes import HUGE, LANES, Array, extremum, invert, load_tile, n_tiles, tile_at
 from gemma4_quant.codecs.packing import get_half, put_half, round_to_codes
 from gemma4_quant.codecs.scales import scale_error, scale_sums, scan_scales
 from gemma4_quant.codecs.search import Search, Searches, search_for
@@ -35,6 +36,26 @@ class _Format:
 
 
 FORMATS = {
+    GgmlType.Q3_K: _Format(
+        16,
+        uniform(-4, 3),
+        uniform(-32, 31),
+        {
+            Effort.FAST: Search(6, -1.0, 3.0, 1, 0, n_supers=5, n_rounds=1),
+            Effort.BALANCED: Search(15, -1.0, 5.0, 1, 1, n_supers=9, n_rounds=2),
+            Effort.BEST: Search(32, -1.2, 6.0, 2, 2, n_supers=9, n_rounds=4),
+        },
+    ),
+    GgmlType.IQ4_XS: _Format(
+        32,
+        IQ4,
+        uniform(-32, 31),
+        {
+            Effort.FAST: Search(3, -16.0, 8.0, 1, 0, n_supers=5, n_rounds=1),
+            Effort.BALANCED: Search(6, -20.0, 16.0, 0, 1, n_supers=5, n_rounds=1),
+            Effort.BEST: Search(20, -32.0, 40.0, 2, 2, n_supers=9, n_rounds=3),
+        },
+    ),
     GgmlType.Q6_K: _Format(
         16,
         uniform(-32, 31),
@@ -44,7 +65,7 @@ FORMATS = {
             Effort.BALANCED: Search(10, -3.0, 1.0, 1, 1, n_supers=5, n_rounds=2),
             Effort.BEST: Search(24, -5.0, 1.0, 1, 1, n_supers=9, n_rounds=3),
         },
-    )
+    ),
 }
 
 
@@ -54,13 +75,15 @@ def encode(kind: GgmlType, rows: Float32Rows, importance: Float32Row | None, eff
     out = empty_blocks(rows, kind)
     weights = normalised_importance(importance, rows.shape[1])
     form = FORMATS[kind]
-    _encode(rows, weights, form.n_weights, form.grid, form.sub_scales, search_for(form.searches, effort), out)
+    _encode(
+        rows, weights, int(kind), form.n_weights, form.grid, form.sub_scales, search_for(form.searches, effort), out
+    )
     return out
 
 
 @compiled(finite=True)
 def _encode(
-    rows: Array, weights: Array, size: int, grid: Grid, sub_scales: Uniform, search: Search, out: Array
+    rows: Array, weights: Array, kind: int, size: int, grid: Grid, sub_scales: Uniform, search: Search, out: Array
 ) -> None:
     n_sub = _SUPER // size
     block_bytes = out.shape[1] // (rows.shape[1] // _SUPER)
@@ -93,37 +116,33 @@ def _encode(
                 row = rows[first_row + lane, first + j * size : first + (j + 1) * size]
                 round_to_codes(row, inverse[j, lane], grid, codes[j * size : (j + 1) * size])
             target = out[first_row + lane, block * block_bytes : (block + 1) * block_bytes]
-            _pack_q6_k(codes, sub_scale[:, lane], target)
-            put_half(half_bits(super_scale[lane]), target[208:])
+            pack_symmetric(kind, codes, sub_scale[:, lane], target)
+            put_half(half_bits(super_scale[lane]), target[super_scale_at(kind) :])
 
 
 @compiled(finite=True)
-def _choose_super_scale(
-    scale: Array, curvature: Array, sub_scales: Uniform, n_supers: int, super_scale: Array
-) -> None:
-    """Choose a float16 super-scale; the largest sub-scale goes to scale_low + k / 2, the end with more room."""
-    n_sub = scale.shape[0]
-    scale_low, scale_high = sub_scales.low, sub_scales.high
-    for lane in range(LANES):
-        top = np.float32(0)
-        for j in range(n_sub):
-            top = scale[j, lane] if abs(scale[j, lane]) > abs(top) else top
-        least = HUGE
-        chosen = np.float32(0)
-        for k in range(n_supers):
-            d = rounded_to_half(top / (scale_low + np.float32(0.5) * np.float32(k)))
-            if d == np.float32(0) and top != np.float32(0):
-                d = np.float32(2.0**-24) if top < np.float32(0) else np.float32(-(2.0**-24))
-            if d != np.float32(0):
-                cost = np.float32(0)
-                for j in range(n_sub):
-                    s = min(max(np.rint(scale[j, lane] / d), scale_low), scale_high)
-                    off = d * s - scale[j, lane]
-                    cost += off * off * curvature[j, lane]
-                if cost < least:
-                    least = cost
-                    chosen = d
-        super_scale[lane] = chosen
+def _choose_super_scale(scale: Array, curvature: Array, sub_scales: Uniform, n_supers: int, chosen: Array) -> None:
+    """Choose a float16 super-scale; the largest sub-scale goes to low + k / 2, the end with more room."""
+    top = np.empty(LANES, np.float32)
+    tried = np.empty(LANES, np.float32)
+    inverse = np.empty(LANES, np.float32)
+    cost = np.empty(LANES, np.float32)
+    least = np.full(LANES, HUGE, np.float32)
+    extremum(scale, top)
+    for k in range(n_supers):
+        for lane in range(LANES):
+            tried[lane] = usable_half(top[lane] / (sub_scales.low + np.float32(0.5) * np.float32(k)))
+            cost[lane] = np.float32(0)
+        invert(tried, inverse)
+        for j in range(scale.shape[0]):
+            for lane in range(LANES):
+                s = min(max(np.rint(scale[j, lane] * inverse[lane]), sub_scales.low), sub_scales.high)
+                off = tried[lane] * s - scale[j, lane]
+                cost[lane] += off * off * curvature[j, lane]
+        for lane in range(LANES):
+            better = cost[lane] < least[lane]
+            least[lane] = cost[lane] if better else least[lane]
+            chosen[lane] = tried[lane] if better else chosen[lane]
 
 
 @compiled(finite=True)
@@ -147,16 +166,19 @@ def _settle(
     least = np.empty((n_sub, LANES), np.float32)
     chosen = np.empty((n_sub, LANES), np.float32)
     d = super_scale.copy()
+    per_d = np.empty(LANES, np.float32)
     total_least = np.full(LANES, HUGE, np.float32)
     for turn in range(search.n_rounds):
+        invert(d, per_d)
         for j in range(n_sub):
             w = weights[j * size : (j + 1) * size]
             for lane in range(LANES):
                 least[j, lane] = HUGE
             for k in range(-search.reach, search.reach + 1):
                 for lane in range(LANES):
-                    nearest = np.rint(scale[j, lane] / d[lane]) if d[lane] != np.float32(0) else np.float32(0)
-                    tried[lane] = min(max(nearest + np.float32(k), sub_scales.low), sub_scales.high)
+                    tried[lane] = min(
+                        max(np.rint(scale[j, lane] * per_d[lane]) + np.float32(k), sub_scales.low), sub_scales.high
+                    )
                     a[lane] = d[lane] * tried[lane]
                 invert(a, inverse)
                 scale_error(tile[j], w, a, inverse, grid, error)
@@ -207,43 +229,28 @@ def _refit_super_scale(
         super_scale[lane] = fitted if fitted != np.float32(0) else super_scale[lane]
 
 
-@compiled()
-def _pack_q6_k(codes: Array, sub_scales: Array, block: Array) -> None:
-    """Layout: 128 bytes of low fours, 64 of high twos, 16 int8 sub-scales, float16 scale."""
-    for half in range(2):
-        for i in range(32):
-            c = half * 128 + i
-            q1, q2, q3, q4 = codes[c] + 32, codes[c + 32] + 32, codes[c + 64] + 32, codes[c + 96] + 32
-            block[half * 64 + i] = np.uint8((q1 & 15) | ((q3 & 15) << 4))
-            block[half * 64 + 32 + i] = np.uint8((q2 & 15) | ((q4 & 15) << 4))
-            block[128 + half * 32 + i] = np.uint8((q1 >> 4) | ((q2 >> 4) << 2) | ((q3 >> 4) << 4) | ((q4 >> 4) << 6))
-    for j in range(16):
-        block[192 + j] = np.uint8(np.int8(sub_scales[j]))
-
-
 def decode(kind: GgmlType, data: ByteRows, n_columns: int) -> Float32Rows:
     """Decode rows; see Codec."""
-    del kind
     out = np.empty((len(data), n_columns), np.float32)
-    _decode_q6_k(data, out)
+    _decode(data, int(kind), FORMATS[kind].n_weights, out)
     return out
 
 
 @compiled()
-def _decode_q6_k(data: Array, out: Array) -> None:
-    n_rows, n_columns = out.shape
-    for row in range(n_rows):
-        for block in range(n_columns // _SUPER):
-            source = data[row, block * 210 : (block + 1) * 210]
-            d = get_half(source[208:])
-            for i in range(_SUPER):
-                half, part, k = i // 128, (i % 128) // 32, i % 32
-                fours = np.int32(source[half * 64 + (part % 2) * 32 + k])
-                low = (fours >> 4) if part >= 2 else (fours & 15)
-                twos = (np.int32(source[128 + half * 32 + k]) >> (2 * part)) & 3
-                code = (low | (twos << 4)) - 32
-                s = np.float32(np.int8(source[192 + i // 16]))
-                out[row, block * _SUPER + i] = np.float32(d * s) * np.float32(code)
+def _decode(data: Array, kind: int, size: int, out: Array) -> None:
+    n_blocks = out.shape[1] // _SUPER
+    block_bytes = data.shape[1] // n_blocks
+    codes = np.empty(_SUPER, np.int8)
+    sub_scales = np.empty(_SUPER // size, np.float32)
+    for row in range(out.shape[0]):
+        for block in range(n_blocks):
+            source = data[row, block * block_bytes : (block + 1) * block_bytes]
+            unpack_symmetric(kind, source, codes, sub_scales)
+            d = get_half(source[super_scale_at(kind) :])
+            for j in range(_SUPER // size):
+                a = np.float32(d * sub_scales[j])
+                for i in range(j * size, (j + 1) * size):
+                    out[row, block * _SUPER + i] = a * np.float32(codes[i])
 
 
 CODECS = {kind: Codec(kind, partial(encode, kind), partial(decode, kind)) for kind in FORMATS}

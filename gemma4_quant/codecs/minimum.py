@@ -19,9 +19,9 @@ _BLOCK = 32
 _HIGHEST = {GgmlType.Q4_1: 15, GgmlType.Q5_1: 31}
 
 _SEARCHES = {
-    Effort.FAST: Search(5, -1.5, 0.5, 1, 0),
-    Effort.BALANCED: Search(12, -3.0, 0.9, 2, 1),
-    Effort.BEST: Search(32, -4.0, 1.0, 3, 2),
+    Effort.FAST: Search(6, -1.5, 1.5, 1, 0),
+    Effort.BALANCED: Search(24, -2.0, 3.0, 1, 1),
+    Effort.BEST: Search(60, -2.0, 4.0, 2, 2),
 }
 
 

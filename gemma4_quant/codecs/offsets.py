@@ -67,7 +67,7 @@ def _keep_smaller_error(
     for lane in range(LANES):
         sum_l, ll, xl = sums[0, lane], sums[1, lane], sums[2, lane]
         determinant = sum_w * ll - sum_l * sum_l
-        usable = determinant > TINY
+        usable = determinant > max(_NOISE * sum_w * ll, TINY)  # codes all but equal fit any offset
         divisor = determinant if usable else np.float32(1)
         a = (sum_w * xl - sum_x[lane] * sum_l) / divisor
         m = (xl * sum_l - ll * sum_x[lane]) / divisor
@@ -126,10 +126,13 @@ def scan_offsets(
         error[lane] = sum_xx[lane] + m * (np.float32(2) * sum_x[lane] + m * sum_w)
     for k in range(search.n_candidates):
         d = np.float32(search.first + (search.last - search.first) * k / max(1, search.n_candidates - 1))
+        # what lies beyond the codes is cut off above, on both sides, below, in turn
+        below = np.float32(0.5) * np.float32(k % 3) * d
         for lane in range(LANES):
             spread = most[lane] - least[lane]
             inverse[lane] = (high + d) / (spread if spread > np.float32(0) else np.float32(1))
-            start[lane] = -least[lane]
+            m = -least[lane] - below * spread / (high + d)
+            start[lane] = max(m, np.float32(0)) if below_zero else m
         offset_sums(tile, weights, inverse, start, high, sums[0], sums[1], sums[2])
         _keep_smaller_error(sums, sum_w, sum_x, sum_xx, below_zero, error, scale, offset)
     for _ in range(search.n_refits):

@@ -49,26 +49,26 @@ FORMATS = {
         32,
         uniform(-8, 7),
         {
-            Effort.FAST: Search(5, -1.5, 1.0, 1, 0),
-            Effort.BALANCED: Search(9, -2.0, 1.0, 2, 1),
-            Effort.BEST: Search(32, -2.0, 1.2, 3, 2),
+            Effort.FAST: Search(6, -1.0, 4.0, 1, 0),
+            Effort.BALANCED: Search(12, -1.5, 4.0, 1, 1),
+            Effort.BEST: Search(48, -1.5, 8.0, 2, 2),
         },
     ),
     GgmlType.Q5_0: _Format(
         32,
         uniform(-16, 15),
         {
-            Effort.FAST: Search(5, -2.0, 1.0, 1, 0),
-            Effort.BALANCED: Search(9, -3.0, 1.0, 2, 1),
-            Effort.BEST: Search(32, -3.0, 1.2, 3, 2),
+            Effort.FAST: Search(6, -1.5, 4.0, 1, 0),
+            Effort.BALANCED: Search(12, -2.0, 6.0, 1, 1),
+            Effort.BEST: Search(48, -3.0, 12.0, 2, 2),
         },
     ),
     GgmlType.Q8_0: _Format(
         32,
         uniform(-127, 127),
         {
-            Effort.FAST: Search(4, -1.5, 1.0, 0, 0),
-            Effort.BALANCED: Search(16, -3.0, 2.0, 1, 0),
+            Effort.FAST: Search(3, -2.0, 0.3, 0, 0),
+            Effort.BALANCED: Search(5, -3.0, 0.3, 0, 0),
             Effort.BEST: Search(48, -6.0, 2.0, 2, 1),
         },
     ),
@@ -76,9 +76,9 @@ FORMATS = {
         32,
         IQ4,
         {
-            Effort.FAST: Search(4, -16.0, 4.0, 1, 0),
-            Effort.BALANCED: Search(8, -24.0, 10.0, 1, 1),
-            Effort.BEST: Search(24, -40.0, 16.0, 2, 2),
+            Effort.FAST: Search(3, -16.0, 8.0, 1, 0),
+            Effort.BALANCED: Search(7, -24.0, 16.0, 1, 1),
+            Effort.BEST: Search(24, -40.0, 40.0, 2, 2),
         },
     ),
     GgmlType.MXFP4: _Format(32, FP4, _fp4(1, 2, 3), E8M0, 1e15),  # squares of larger weights would overflow the sums

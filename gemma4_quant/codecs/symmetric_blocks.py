@@ -41,8 +41,9 @@ def scales_at(kind: int) -> int:
 def pack_codes(kind: int, codes: Array, block: Array) -> None:
     """Write the codes of one block, int8, to their places in its bytes; codes may be used up."""
     if kind == _Q8_0:
+        bytes_ = block[2:34]
         for i in range(32):
-            block[2 + i] = np.uint8(codes[i])
+            bytes_[i] = codes[i]
     elif kind == _Q5_0:
         pack_bits(codes, 16, 4, block[2:])
         pack_fours(codes, 16, block[6:])
@@ -58,7 +59,13 @@ def pack_codes(kind: int, codes: Array, block: Array) -> None:
         translate(codes, FP4_INDEX)
         for j in range(4):
             pack_fours(codes[j * 16 : (j + 1) * 16], 0, block[4 + j * 8 :])
-    elif kind == _Q1_0:
+    else:
+        _pack_few_bits(kind, codes, block)
+
+
+@compiled()
+def _pack_few_bits(kind: int, codes: Array, block: Array) -> None:
+    if kind == _Q1_0:
         pack_bits(codes, 1, 1, block[2:])
     elif kind == _Q2_0:
         for i in range(16):
@@ -91,7 +98,13 @@ def unpack_codes(kind: int, block: Array, codes: Array) -> None:
         for j in range(4):
             unpack_fours(block[4 + j * 8 :], 0, codes[j * 16 : (j + 1) * 16])
         translate(codes, FP4_CODES)
-    elif kind == _Q1_0:
+    else:
+        _unpack_few_bits(kind, block, codes)
+
+
+@compiled()
+def _unpack_few_bits(kind: int, block: Array, codes: Array) -> None:
+    if kind == _Q1_0:
         codes[:] = -1
         add_bits(block[2:], 1, codes)
     elif kind == _Q2_0:
