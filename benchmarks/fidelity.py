@@ -1,6 +1,6 @@
 """KL divergence of our quantized files against llama-quantize's, on the example: `python benchmarks/fidelity.py`.
 
-Both quantize the same BF16 file with the same importance file; both are measured on the example's evaluation text
+Both quantize the same BF16 file to the same types with the same importance file; both are measured on the example's evaluation text
 against its F32 file. Prints a Markdown table.
 """
 
@@ -12,6 +12,7 @@ from ggml_quantizer import llama_quantize
 
 import gemma4_quant as gq
 from gemma4_quant.cores import n_cores
+from gemma4_quant.recipe import Recipe
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 FILE_TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0")
@@ -33,7 +34,7 @@ def main() -> None:
             file_type = gq.FileType[name.upper()]
             theirs, ours = work / f"llama-{name}.gguf", work / f"ours-{name}.gguf"
             llama_quantize(source, theirs, file_type, importance, n_cores())
-            result = gq.quantize(source, ours, file_type, importance=importance)
+            result = gq.quantize(source, ours, recipe=Recipe(file_type), importance=importance)
             our_kl, their_kl = divergences([ours, theirs], reference)
             print(
                 f"| {name} | {result.n_bytes:,} | {their_kl:.6f} | {our_kl:.6f} | {our_kl / their_kl:.3f} |",

@@ -10,7 +10,9 @@ from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
 from gemma4_quant.destination import input_files, with_type
+from gemma4_quant.errors import InputError
 from gemma4_quant.forecast import Decision, Forecast, forecast
+from gemma4_quant.gemma_defaults import gemma_recipe
 from gemma4_quant.ggml import FileType
 from gemma4_quant.hub_cache import output_directory
 from gemma4_quant.model import Model
@@ -18,6 +20,7 @@ from gemma4_quant.progress import Progress
 from gemma4_quant.qat import GridReport, report_grids
 from gemma4_quant.quantize_plan import QuantizePlan, quantize_plan
 from gemma4_quant.recipe import Reason, Recipe
+from gemma4_quant.recipe_file import save_recipe
 from gemma4_quant.shards import KeptSplit, SplitRule, unsplit_name
 from gemma4_quant.source import open_model
 from gemma4_quant.writer import Job, write_ggufs
@@ -61,6 +64,7 @@ def quantize(
     allow_requantize: bool = False,
     split: SplitRule | None = None,
     keep_split: bool = False,
+    recipe_file: Path | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -68,9 +72,10 @@ def quantize(
 
     output: the file to write; `{ftype}` in its name stands for the type. None puts it beside the source, named after
     the type. importance: an importance file of the same model (`calibrate` makes one).
-    recipe: overrides beyond the file type, whose own file type then wins. split: such as shards.SplitLimits.
-    keep_split: split as the source is. Raises InputError and its kinds for bad input, OutputError when the file
-    cannot be written.
+    recipe: decides the types, its own file type included; gemma_defaults.gemma_recipe of the file type when None.
+    split: such as shards.SplitLimits. keep_split: split as the source is. recipe_file: where to save the recipe, with
+    the type of every tensor; `{ftype}` as in output. Raises InputError and its kinds for bad input, OutputError when
+    the file cannot be written.
     """
     return quantize_each(
         source,
@@ -82,6 +87,7 @@ def quantize(
         allow_requantize=allow_requantize,
         split=split,
         keep_split=keep_split,
+        recipe_file=recipe_file,
         n_threads=n_threads,
         progress=progress,
     )[0]
@@ -98,6 +104,7 @@ def quantize_each(
     allow_requantize: bool = False,
     split: SplitRule | None = None,
     keep_split: bool = False,
+    recipe_file: Path | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> list[QuantizeResult]:
@@ -116,6 +123,7 @@ def quantize_each(
         allow_requantize=allow_requantize,
         split=split,
         keep_split=keep_split,
+        recipe_file=recipe_file,
     )
     write_ggufs(
         [each.job for each in prepared],
@@ -139,9 +147,10 @@ def forecast_quantization(
     allow_requantize: bool = False,
     split: SplitRule | None = None,
     keep_split: bool = False,
+    recipe_file: Path | None = None,
     n_threads: int | None = None,
 ) -> Forecast:
-    """Say what `quantize_each` would do with the same arguments; reads no weight and writes nothing."""
+    """Say what `quantize_each` would do with the same arguments; writes nothing but the recipe file."""
     prepared = prepare(
         source,
         output,
@@ -151,6 +160,7 @@ def forecast_quantization(
         allow_requantize=allow_requantize,
         split=split,
         keep_split=keep_split,
+        recipe_file=recipe_file,
     )
     return forecast(
         {each.file_type.name.lower(): each.job for each in prepared},
@@ -187,15 +197,24 @@ def prepare(
     allow_requantize: bool = False,
     split: SplitRule | None = None,
     keep_split: bool = False,
+    recipe_file: Path | None = None,
 ) -> list[Prepared]:
-    """Plan the file of each type (once each) and name it; reads no weights. See quantize_each."""
+    """Plan the file of each type (once each) and name it; reads a few rows of weights. See quantize_each."""
     model = open_model(source)
     statistics = None if importance is None else read_importance(importance)
     split = KeptSplit(model.shard_sizes) if keep_split else split
     prepared = []
     for file_type in dict.fromkeys(file_types):
-        own = replace(recipe or Recipe(file_type), file_type=file_type, has_importance=importance is not None)
+        own = replace(recipe or gemma_recipe(file_type), file_type=file_type)
+        used = statistics is not None and any(own.uses_importance_of(name) for name in statistics.names)
+        own = replace(own, has_importance=used)
+        if keep_split and own.prune_layers:
+            raise InputError(
+                "--keep-split keeps the tensors of every file, --prune-layers takes some away; choose one"
+            )
         decided = quantize_plan(model, own, statistics, importance, allow_requantize=allow_requantize, split=split)
+        if recipe_file is not None:
+            save_recipe(with_type(recipe_file, file_type.name), own, decided.choices)
         prepared.append(
             Prepared(file_type, decided, Job(decided.plan, _output_path(source, output, model, file_type)))
         )

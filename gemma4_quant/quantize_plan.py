@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma4_quant.arrays import Float32Rows
@@ -13,8 +13,11 @@ from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeErro
 from gemma4_quant.ggml import FileType, is_quantized, row_bytes
 from gemma4_quant.metadata import Metadata, Value, string, uint32
 from gemma4_quant.model import Model, Tensor
+from gemma4_quant.overrides import overridden
 from gemma4_quant.padding import FeedForward, can_be_padded, padded, padded_importance, padded_widths
 from gemma4_quant.plan import Assignment, Plan, make_plan
+from gemma4_quant.provenance import provenance, without_provenance
+from gemma4_quant.pruning import pruned, pruned_importance
 from gemma4_quant.qat import GridPlan, plan_grids
 from gemma4_quant.recipe import Choice, PadMode, Recipe, choose_types, requires_importance
 from gemma4_quant.shards import SplitRule
@@ -50,10 +53,22 @@ def quantize_plan(
     """Decide the type of every tensor and lay out the file; reads a few rows of each, to find trained grids."""
     if not model.tensors:
         raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
-    source, measured = model, _importance_of(model, importance, importance_path)
-    model, wanted = _padded_where_wanted(model, recipe)
+    measured = _importance_of(model, importance, importance_path)
+    measured = {name: rows for name, rows in measured.items() if recipe.uses_importance_of(name)}
+    source, model = model, overridden(model, recipe.overrides)
+    before, model = model, pruned(model, recipe.prune_layers)
+    model, wanted = _padded_where_wanted(model, recipe, before.metadata)
+    _refuse_unknown_names(model, recipe)
     grids = plan_grids(model, recipe, wanted)
-    weights, choices = padded_importance(model, measured), grids.choices
+    if grids.left:
+        logger.warning(
+            "%d tensors lie on a trained 4-bit grid that %s moves them off, and so would even q8_0; "
+            "--type q4_0 or --qat on keeps them exactly: %s",
+            len(grids.left),
+            recipe.file_type.name.lower(),
+            listed(grids.left, 3),
+        )
+    weights, choices = padded_importance(model, pruned_importance(measured, recipe.prune_layers)), grids.choices
     if needing := [name for name in requires_importance(recipe, choices) if name not in weights]:
         raise ImportanceError(
             f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
@@ -62,6 +77,7 @@ def quantize_plan(
     _refuse_missing_encoders(model, recipe, choices)
     _refuse_requantizing(model, choices, allow=allow_requantize)
     metadata = _metadata(model, recipe.file_type, importance, importance_path)
+    metadata.update(provenance(source, recipe, grids, padded_widths(before, model), importance_path))
     plan = make_plan(
         metadata,
         [
@@ -76,19 +92,26 @@ def quantize_plan(
         split,
     )
     missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
-    return QuantizePlan(plan, choices, missing, grids, padded_widths(source, model))
+    return QuantizePlan(plan, choices, missing, grids, padded_widths(before, model))
 
 
-def _padded_where_wanted(model: Model, recipe: Recipe) -> tuple[Model, list[Choice]]:
-    """Pad feed-forward layers as the recipe says; returns the model and the types of its tensors."""
-    choices = choose_types(recipe, as_converted(model))
+def _padded_where_wanted(model: Model, recipe: Recipe, unpruned: Metadata) -> tuple[Model, list[Choice]]:
+    """Pad feed-forward layers as the recipe says; returns the model and the types of its tensors.
+
+    unpruned: the metadata whose counts of layers and heads the mixture follows, as in llama-quantize.
+    """
+
+    def chosen(model: Model) -> list[Choice]:
+        return choose_types(recipe, replace(as_converted(model), metadata=unpruned))
+
+    choices = chosen(model)
     for kind in FeedForward if recipe.pad_ffn is not PadMode.OFF else ():
         if recipe.pad_ffn is PadMode.AUTO and not can_be_padded(model, kind):
             continue
         wider = padded(model, kind)
         if wider is model:
             continue
-        wider_choices = choose_types(recipe, as_converted(wider))
+        wider_choices = chosen(wider)
         if recipe.pad_ffn is PadMode.ON or _n_bytes(wider, wider_choices) < _n_bytes(model, choices):
             model, choices = wider, wider_choices
     return model, choices
@@ -134,6 +157,12 @@ def _importance_of(model: Model, importance: Importance | None, path: Path | Non
     return weights
 
 
+def _refuse_unknown_names(model: Model, recipe: Recipe) -> None:
+    known = {tensor.name for tensor in model.tensors}
+    if unknown := [name for name in recipe.named_types if name not in known]:
+        raise InputError(f"the recipe names tensors that the model has not: {listed(unknown)}; delete those lines")
+
+
 def _refuse_missing_encoders(model: Model, recipe: Recipe, choices: tuple[Choice, ...]) -> None:
     changed = {c.type for c, tensor in zip(choices, model.tensors, strict=True) if c.type is not tensor.type}
     if missing := sorted(kind.name for kind in changed if kind not in CODECS):
@@ -159,8 +188,10 @@ def _refuse_requantizing(model: Model, choices: tuple[Choice, ...], *, allow: bo
     logger.warning("requantizing %d tensors that are quantized already: the errors add up", len(again))
 
 
-def _metadata(model: Model, file_type: FileType, importance: Importance | None, path: Path | None) -> Metadata:
-    metadata: dict[str, Value] = dict(model.metadata)
+def _metadata(
+    model: Model, file_type: FileType, importance: Importance | None, path: Path | None
+) -> dict[str, Value]:
+    metadata = without_provenance(model.metadata)
     metadata["general.quantization_version"] = uint32(_QUANTIZATION_VERSION)
     metadata["general.file_type"] = uint32(file_type)
     if importance is not None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from gemma4_quant.errors import InputError, ShapeError
 from gemma4_quant.ggml import FileType, GgmlType, bits_per_weight, is_quantized, parse_ggml_type
@@ -19,6 +20,7 @@ from gemma4_quant.llama_types import (
     visiting_order,
 )
 from gemma4_quant.model import Model, Tensor
+from gemma4_quant.overrides import MetadataOverride
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,15 @@ class TensorTypeOverride:
     def matches(self, name: str) -> bool:
         """Tell whether the pattern occurs anywhere in `name`."""
         return self.pattern.search(name) is not None
+
+
+def read_tensor_types(path: Path) -> tuple[TensorTypeOverride, ...]:
+    """Read a file of `PATTERN=TYPE` between spaces or newlines, as --tensor-type-file takes it; raises InputError."""
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as text: {error}") from error
+    return tuple(parse_tensor_type(word) for word in words)
 
 
 def parse_tensor_type(text: str) -> TensorTypeOverride:
@@ -89,6 +100,8 @@ class Recipe:
     named_types: types of matrices by their exact names; they win over everything else. floors: the first that matches
     holds, for what the mixture chose, not for what was asked by name, pattern or `pure`; none as in llama-quantize.
     qat, pad_ffn: what to do with trained grids and odd feed-forward widths, both off in llama-quantize.
+    prune_layers: layers to leave out. overrides: other metadata. include_weights, exclude_weights: parts of names of
+    tensors whose importance is used (all when empty), and is not.
     """
 
     file_type: FileType
@@ -102,6 +115,15 @@ class Recipe:
     floors: tuple[Floor, ...] = ()
     qat: QatMode = QatMode.OFF
     pad_ffn: PadMode = PadMode.OFF
+    prune_layers: tuple[int, ...] = ()
+    overrides: tuple[MetadataOverride, ...] = ()
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+
+    def uses_importance_of(self, name: str) -> bool:
+        """Tell whether the importance of the tensor called `name` is used, if there is any."""
+        included = not self.include_weights or any(part in name for part in self.include_weights)
+        return included and not any(part in name for part in self.exclude_weights)
 
 
 class Reason(StrEnum):

@@ -1,10 +1,15 @@
 """Simulated weights of quantization-aware training: each convention of scales, written apart from the package."""
 
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from checkpoints import to_bfloat16
+from checkpoints import EXAMPLE, StoredData, to_bfloat16, write_safetensors
 
 Rows = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -51,3 +56,26 @@ def _rounded(
     safe = np.where(stored == 0, 1, stored)
     codes = np.clip(np.rint(groups / safe), low, high).astype(np.float32)
     return bfloat16(codes * stored)
+
+
+def write_snapped_example(directory: Path, snap: Callable[[str, Rows], Rows]) -> Path:
+    """Write the example checkpoint with each of its matrices, bfloat16, replaced by snap(name, matrix)."""
+    directory.mkdir(parents=True)
+    for path in EXAMPLE.iterdir():
+        if path.suffix in {".json", ".jinja"} and "index" not in path.name:
+            shutil.copyfile(path, directory / path.name)
+    tensors: dict[str, StoredData] = {}
+    for path in sorted(EXAMPLE.glob("*.safetensors")):
+        raw = path.read_bytes()
+        (length,) = struct.unpack_from("<Q", raw)
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name == "__metadata__":
+                continue
+            start, stop = (8 + length + at for at in entry["data_offsets"])
+            data = raw[start:stop]
+            if len(entry["shape"]) == 2 and entry["dtype"] == "BF16":
+                weights = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+                data = to_bfloat16(snap(name, weights.reshape(entry["shape"]))).tobytes()
+            tensors[name] = (entry["dtype"], tuple(entry["shape"]), data)
+    write_safetensors(directory / "model.safetensors", tensors)
+    return directory

@@ -10,10 +10,13 @@ import pytest
 from checkpoints import write_checkpoint
 
 import gemma4_quant as gq
+from gemma4_quant import quantize_plan
+from gemma4_quant.codecs import CODECS
 from gemma4_quant.errors import ImportanceError, UnsupportedTypeError
-from gemma4_quant.ggml import FileType
+from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import get_int, get_string
+from gemma4_quant.recipe import Recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
@@ -25,10 +28,12 @@ KLD_FILE_TYPES = [name for name in FILE_TYPES if name != "Q5_K_S"]
 
 @pytest.fixture(scope="module")
 def quantized(example_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The example as each file type, with importance."""
+    """The example as each file type, with importance and llama-quantize's types."""
     directory = tmp_path_factory.mktemp("quantized")
     return {
-        name: gq.quantize(example_bf16, directory / f"{name}.gguf", FileType[name], importance=IMPORTANCE).path
+        name: gq.quantize(
+            example_bf16, directory / f"{name}.gguf", recipe=Recipe(FileType[name]), importance=IMPORTANCE
+        ).path
         for name in FILE_TYPES
     }
 
@@ -37,7 +42,7 @@ def quantized(example_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 def test_each_tensor_has_the_type_that_llama_quantize_gives_it(
     name: str, example_bf16: Path, quantized: dict[str, Path], tmp_path: Path
 ) -> None:
-    plain = gq.quantize(example_bf16, tmp_path / "plain.gguf", FileType[name]).path
+    plain = gq.quantize(example_bf16, tmp_path / "plain.gguf", recipe=Recipe(FileType[name])).path
     for path, golden in ((plain, "types-plain.json"), (quantized[name], "types-imatrix.json")):
         expected = json.loads((GOLDEN / golden).read_text())[name]
         assert {tensor.name: tensor.type.name for tensor in read_gguf(path).tensors} == expected
@@ -46,7 +51,11 @@ def test_each_tensor_has_the_type_that_llama_quantize_gives_it(
 @pytest.mark.parametrize("name", KLD_FILE_TYPES)
 def test_sizes_equal_llama_quantizes_but_for_metadata(name: str, quantized: dict[str, Path]) -> None:
     expected = json.loads((GOLDEN / "quality.json").read_text())["files"][f"{name}+imatrix"]["bytes"]
-    assert abs(quantized[name].stat().st_size - expected) <= 256
+    metadata = read_gguf(quantized[name]).metadata
+    own = sum(
+        len(key) + len(value.encoded()) + 8 for key, value in metadata.items() if key.startswith("gemma4_quant.")
+    )
+    assert abs(quantized[name].stat().st_size - own - expected) <= 256
 
 
 def test_metadata_records_type_and_importance(quantized: dict[str, Path], example_bf16: Path) -> None:
@@ -57,7 +66,7 @@ def test_metadata_records_type_and_importance(quantized: dict[str, Path], exampl
     assert get_string(metadata, "quantize.imatrix.dataset").endswith("calibration.txt")
     assert get_int(metadata, "quantize.imatrix.entries_count") == 48
     assert get_int(metadata, "quantize.imatrix.chunks_count") > 200
-    kept = {key: value for key, value in metadata.items() if not key.startswith("quantize.")}
+    kept = {key: value for key, value in metadata.items() if not key.startswith(("quantize.", "gemma4_quant."))}
     assert {**kept, "general.file_type": 0} == {**read_gguf(example_bf16).metadata, "general.file_type": 0}
 
 
@@ -108,12 +117,12 @@ def test_importance_with_values_that_are_not_finite_is_refused(example_bf16: Pat
     assert not (tmp_path / "out.gguf").exists()
 
 
-@pytest.mark.parametrize(("name", "missing"), [("Q3_K_M", "Q3_K"), ("TQ2_0", "TQ2_0")])
 def test_a_file_type_without_encoder_is_refused_before_work(
-    name: str, missing: str, example_bf16: Path, tmp_path: Path
+    example_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnsupportedTypeError, match=missing):
-        gq.quantize(example_bf16, tmp_path / "out.gguf", FileType[name])
+    monkeypatch.setattr(quantize_plan, "CODECS", {k: v for k, v in CODECS.items() if k is not GgmlType.Q4_K})
+    with pytest.raises(UnsupportedTypeError, match="Q4_K_S needs Q4_K"):
+        gq.quantize(example_bf16, tmp_path / "out.gguf", FileType.Q4_K_S)
     with pytest.raises(ImportanceError, match="importance"):
         gq.quantize(example_bf16, tmp_path / "out.gguf", FileType.Q2_K_S)
     assert not list(tmp_path.iterdir())

@@ -8,9 +8,30 @@ import typer
 
 from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
+from gemma4_quant.cli.recipe_options import (
+    ExcludeWeights,
+    IncludeWeights,
+    LeaveOutputTensor,
+    OutputTensorType,
+    OverrideKv,
+    PadFfn,
+    PruneLayers,
+    Pure,
+    Qat,
+    RecipeFile,
+    RecipeFrom,
+    RecipeOptions,
+    SaveRecipe,
+    StrictLlama,
+    TensorType,
+    TensorTypeFile,
+    TokenEmbeddingType,
+    base_recipe,
+    finished_recipe,
+)
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 from gemma4_quant.errors import UnsupportedTypeError, listed
-from gemma4_quant.ggml import FileType, parse_file_type, parse_ggml_type
+from gemma4_quant.ggml import FileType, parse_file_type
 
 if TYPE_CHECKING:
     from gemma4_quant.codecs.base import Effort
@@ -66,25 +87,22 @@ def register(app: typer.Typer) -> None:
         effort: Annotated[
             str, typer.Option("--effort", help="How long to search: fast, balanced or best.")
         ] = "balanced",
-        tensor_type: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--tensor-type",
-                metavar="PATTERN=TYPE",
-                help="Type of tensors whose name matches; repeatable.",
-                show_default=False,
-            ),
-        ] = None,
-        output_tensor_type: Annotated[
-            str | None, typer.Option(help="Type of output.weight.", show_default=False)
-        ] = None,
-        token_embedding_type: Annotated[
-            str | None, typer.Option(help="Type of the token embeddings.", show_default=False)
-        ] = None,
-        pure: Annotated[bool, typer.Option("--pure", help="The file type's own type for every tensor.")] = False,
-        leave_output_tensor: Annotated[
-            bool, typer.Option("--leave-output-tensor", help="Do not quantize output.weight.")
-        ] = False,
+        tensor_type: TensorType = None,
+        tensor_type_file: TensorTypeFile = None,
+        output_tensor_type: OutputTensorType = None,
+        token_embedding_type: TokenEmbeddingType = None,
+        pure: Pure = False,
+        leave_output_tensor: LeaveOutputTensor = False,
+        include_weights: IncludeWeights = None,
+        exclude_weights: ExcludeWeights = None,
+        prune_layers: PruneLayers = None,
+        override_kv: OverrideKv = None,
+        qat: Qat = None,
+        pad_ffn: PadFfn = None,
+        strict_llama: StrictLlama = False,
+        recipe_path: RecipeFile = None,
+        recipe_from: RecipeFrom = None,
+        save_recipe: SaveRecipe = None,
         allow_requantize: Annotated[
             bool, typer.Option("--allow-requantize", help="Accept a source that is quantized already.")
         ] = False,
@@ -101,25 +119,34 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
         verbose: Verbose = False,
     ) -> None:
-        """Quantize a GGUF file or a checkpoint; types are chosen as llama-quantize does."""
+        """Quantize a GGUF file or a checkpoint; types are chosen as llama-quantize does, made safe for Gemma 4."""
         from gemma4_quant import quantization
-        from gemma4_quant.recipe import Recipe, parse_tensor_type
 
         set_up_logging(verbose=verbose)
-        target = parse_target(rest or [], file_type, threads)
         split = split_limits(split_max_size, split_max_tensors)
         if keep_split and split:
             raise typer.BadParameter("--keep-split splits as the source is; leave out --split-max-…")
-        recipe = Recipe(
-            target.file_types[0],
-            has_importance=imatrix is not None,
-            pure=pure,
-            leave_output_tensor=leave_output_tensor,
-            output_tensor_type=parse_ggml_type(output_tensor_type) if output_tensor_type else None,
-            token_embedding_type=parse_ggml_type(token_embedding_type) if token_embedding_type else None,
-            tensor_types=tuple(parse_tensor_type(text) for text in tensor_type or []),
+        options = RecipeOptions(
+            tensor_type or [],
+            tensor_type_file,
+            output_tensor_type,
+            token_embedding_type,
+            pure,
+            leave_output_tensor,
+            include_weights or [],
+            exclude_weights or [],
+            prune_layers,
+            override_kv or [],
+            qat,
+            pad_ffn,
+            strict_llama,
+            recipe_path,
+            recipe_from,
         )
         source = local(source, revision, cache_dir, token, may_download=not dry_run)
+        base = base_recipe(options, source)
+        target = parse_target(rest or [], file_type, threads, base.file_type if base else None)
+        recipe = finished_recipe(options, base, target.file_types[0])
         if dry_run:
             from gemma4_quant.cli.forecast import forecast_text
 
@@ -133,6 +160,7 @@ def register(app: typer.Typer) -> None:
                 allow_requantize=allow_requantize,
                 split=split,
                 keep_split=keep_split,
+                recipe_file=save_recipe,
                 n_threads=target.n_threads,
             )
             emit(forecast, as_json=json, text=forecast_text(forecast))
@@ -147,6 +175,7 @@ def register(app: typer.Typer) -> None:
             allow_requantize=allow_requantize,
             split=split,
             keep_split=keep_split,
+            recipe_file=save_recipe,
             n_threads=target.n_threads,
             progress=terminal_progress(),
         )
@@ -154,13 +183,17 @@ def register(app: typer.Typer) -> None:
         emit(results if len(results) > 1 else results[0], as_json=json, text=text)
 
 
-def parse_target(rest: list[str], file_type: str | None, n_threads: int | None) -> Target:
+def parse_target(
+    rest: list[str], file_type: str | None, n_threads: int | None, default: FileType | None = None
+) -> Target:
     """Read `[OUT] [TYPE] [NTHREADS]`; TYPE only counts when --type is absent, and may be a list with commas.
 
-    Raises typer.BadParameter.
+    default: the type when none is given. Raises typer.BadParameter.
     """
     arguments = list(rest)
     output: Path | None = None
+    if file_type is None and default is not None and not any(map(_is_file_type, arguments[:2])):
+        file_type = default.name
     if file_type is None:
         if (
             len(arguments) > 1
@@ -227,6 +260,29 @@ def _describe(result: "QuantizeResult") -> str:
             f"{len(result.fallbacks)} tensors have rows that do not fit the wanted type: {shown}"
             + (f" and {more} more" if more > 0 else "")
         )
+    lines += _special(result)
     if result.without_importance:
         lines.append(f"without importance: {listed(result.without_importance)}")
     return "\n".join(lines)
+
+
+def _special(result: "QuantizeResult") -> list[str]:
+    """Say what was done for Gemma 4 beyond llama-quantize's mixture."""
+    lines = []
+    if result.floors:
+        kinds = ", ".join(sorted(set(result.floors.values())))
+        lines.append(
+            f"{len(result.floors)} small sensitive tensors got {kinds} instead of fewer bits "
+            f"(--strict-llama leaves that out): {listed(result.floors, 2)}"
+        )
+    for key, change in result.padding.items():
+        lines.append(f"padded {key} {change} with zeros, so that larger blocks fit (--pad-ffn off leaves that out)")
+    grids = result.qat
+    if grids.n_tensors:
+        lines.append(
+            f"{grids.n_tensors} tensors lie on a trained grid and stay on it: "
+            f"{grids.exact_share:.2%} of their {grids.n_blocks:,} blocks are bit-exact"
+        )
+    if grids.left:
+        lines.append(f"{len(grids.left)} tensors lie on a trained grid and were moved off it; --type q4_0 would not")
+    return lines

@@ -101,7 +101,8 @@ def _pack_tq2_0(codes: Codes, scales: Float32Rows) -> ByteRows:
 def _fits_q2_k(codes: Codes) -> npt.NDArray[np.bool_]:
     """Tell of (n_rows, n_blocks, 256) codes from -3 to 3 whether four values hold those of a block."""
     least, most = np.minimum(codes.min(axis=-1), 0), np.maximum(codes.max(axis=-1), 0)
-    return (most - least <= 3) | _all_odd(codes)
+    fits: npt.NDArray[np.bool_] = (most - least <= 3) | _all_odd(codes)
+    return fits
 
 
 def _all_odd(codes: Codes) -> npt.NDArray[np.bool_]:
@@ -120,14 +121,14 @@ def _pack_q2_k(codes: Codes, scales: Float32Rows) -> ByteRows:
     q = ((codes + taken_off[..., None].astype(np.int8)) // steps[..., None].astype(np.int8)).astype(np.uint8)
     sub_scales = np.repeat((steps | taken_off << 4)[..., None], 16, axis=-1)
     halves = _half_bytes(scales)
-    return np.concatenate([sub_scales, _pack_twos(q & 3), halves, halves], axis=-1)
+    return np.concatenate([sub_scales, _pack_twos(q & np.uint8(3)), halves, halves], axis=-1)
 
 
 def _pack_twos(twos: ByteRows) -> ByteRows:
     """Pack (…, 256) two-bit numbers into 64 bytes: four runs of 32 lie above each other in 32 bytes."""
     runs = twos.reshape(*twos.shape[:-1], 2, 4, 32)
     packed = runs[..., 0, :] | runs[..., 1, :] << 2 | runs[..., 2, :] << 4 | runs[..., 3, :] << 6
-    return packed.reshape(*twos.shape[:-1], 64)
+    return packed.astype(np.uint8).reshape(*twos.shape[:-1], 64)
 
 
 _PACKERS = {
