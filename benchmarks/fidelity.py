@@ -1,7 +1,7 @@
 """KL divergence of our quantized files against llama-quantize's, on the example: `python benchmarks/fidelity.py`.
 
-Both quantize the same BF16 file to the same types with the same importance file; both are measured on the example's evaluation text
-against its F32 file. Prints a Markdown table.
+Both quantize the same BF16 file to the same types with the same importance file; both are measured on the example's
+evaluation text against its F32 file. Prints a Markdown table.
 """
 
 import argparse
