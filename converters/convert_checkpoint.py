@@ -11,7 +11,7 @@ from gemma4_quant.converters.families import Family
 from gemma4_quant.converters.float_types import auto_type
 from gemma4_quant.converters.gemma4 import rope_frequencies
 from gemma4_quant.converters.lora import merge_adapters
-from gemma4_quant.converters.places import place_tensors
+from gemma4_quant.converters.places import bare_name, place_tensors
 from gemma4_quant.converters.special_tokens import special_metadata, special_texts
 from gemma4_quant.converters.text_config import TextConfig
 from gemma4_quant.converters.vocabulary import Vocabulary, read_tokenizer, read_vocabulary, token_metadata
@@ -42,7 +42,8 @@ def convert_checkpoint(checkpoint: Checkpoint, *, model_name: str | None = None)
     UnmappedTensorsError listing tensors without a place and missing ones, CheckpointError for wrong shapes or a
     tokenizer that does not fit.
     """
-    decoder = read_decoder(checkpoint.config)
+    shapes = {bare_name(name): tensor.shape for name, tensor in checkpoint.tensors.items()}
+    decoder = read_decoder(checkpoint.config, shapes)
     tokenizer = read_tokenizer(checkpoint)
     vocabulary = read_vocabulary(tokenizer)
     n_tokens = len(vocabulary.texts)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma4_quant.converters import drafter, gemma4
+from gemma4_quant.converters.attention_config import Shapes
 from gemma4_quant.converters.drafter import drafter_parameters, drafter_places, read_backbone_width
 from gemma4_quant.converters.families import Family, find_family
 from gemma4_quant.converters.places import Drop, Place
@@ -49,13 +50,16 @@ class Decoder:
         return {**common, **drafter_parameters(self.config, self.backbone_width)}
 
 
-def read_decoder(config: Mapping[str, Any]) -> Decoder:
-    """Read config.json; raises ConfigError for what is not Gemma 4, impossible, or nothing llama.cpp can run."""
+def read_decoder(config: Mapping[str, Any], shapes: Shapes | None = None) -> Decoder:
+    """Read config.json; raises ConfigError for what is not Gemma 4, impossible, or nothing llama.cpp can run.
+
+    shapes: see read_text_config.
+    """
     family = find_family(config)
     fields = text_fields(config)
     width = family.backbone_width
     if width is not None:
         width = read_backbone_width(Fields(config, "config.json"), width)
-    text = read_text_config(fields, family.defaults)
+    text = read_text_config(fields, family.defaults, shapes)
     check_runnable(text, width)
     return Decoder(family, text, width)

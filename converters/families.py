@@ -36,10 +36,14 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma4ForConditionalGeneration": GEMMA4,
     "Gemma4UnifiedForCausalLM": UNIFIED,
     "Gemma4UnifiedForConditionalGeneration": UNIFIED,
+    "Gemma4TextModel": GEMMA4,
+    "Gemma4Model": GEMMA4,
+    "Gemma4UnifiedTextModel": UNIFIED,
+    "Gemma4UnifiedModel": UNIFIED,
     "Gemma4AssistantForCausalLM": DRAFTER,
     "Gemma4UnifiedAssistantForCausalLM": UNIFIED_DRAFTER,
 }
-"""Names that `architectures` may hold."""
+"""Names that `architectures` may hold; those without a head have all that a model with tied embeddings needs."""
 
 _MODEL_TYPES: Mapping[str, Family] = {
     "gemma4": GEMMA4,

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma4_quant.errors import ConfigError, shortened
+from gemma4_quant.converters.attention_config import (
+    GLOBAL,
+    LOCAL,
+    MAX_SIZE,
+    HeadSizes,
+    Shapes,
+    read_global_heads,
+    read_layer_types,
+)
+from gemma4_quant.errors import shortened
 from gemma4_quant.json_input import Fields
 
 MAX_LAYERS = 512
@@ -16,12 +25,6 @@ MAX_LAYERS = 512
 
 MAX_EXPERTS = 1024
 """LLAMA_MAX_EXPERTS (llama-hparams.h)."""
-
-LOCAL = "sliding_attention"
-GLOBAL = "full_attention"
-
-_PER_LAYER_KEYS = {"head_dim", "num_key_value_heads"}
-_MAX_SIZE = 2**24  # keeps every product of two sizes far from overflow
 
 
 @dataclass(frozen=True)
@@ -94,42 +97,55 @@ class TextConfig:
 
 
 def text_fields(config: Mapping[str, Any]) -> Fields:
-    """Return the text decoder's part of config.json: keys of `text_config` over those of the whole."""
+    """Return the text decoder's part of config.json: keys of `text_config` over those of the whole.
+
+    Only whether embeddings are tied is for the whole to say (transformers, get_expanded_tied_weights_keys), and it
+    ties them by default; what a text_config in it says counts where the whole unties them.
+    """
     fields = Fields(config, "config.json")
     if "text_config" not in fields:
         return fields
     inner = fields.inner("text_config")
-    return Fields({**config, **inner.values}, inner.source, "text_config.")
+    merged = {**config, **inner.values}
+    if config.get("tie_word_embeddings") is not False:
+        merged["tie_word_embeddings"] = config.get("tie_word_embeddings")
+    return Fields(merged, inner.source, "text_config.")
 
 
-def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
-    """Read the hyper-parameters; raises ConfigError for a missing or impossible one, naming key and value."""
+def read_text_config(fields: Fields, defaults: Defaults, shapes: Shapes | None = None) -> TextConfig:
+    """Read the hyper-parameters; raises ConfigError for a missing or impossible one, naming key and value.
+
+    shapes: of the checkpoint's tensors, which tell what a config leaves out; see read_global_heads.
+    """
     if fields.text("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         fields.fail(
             "hidden_activation",
             f"is {shortened(fields.text('hidden_activation'))!r}; llama.cpp knows gelu_pytorch_tanh",
         )
     n_layers = fields.integer("num_hidden_layers", 30, high=MAX_LAYERS)
-    is_local = _read_layer_types(fields, n_layers)
+    is_local = read_layer_types(fields, n_layers)
     has_k_as_v = fields.flag("attention_k_eq_v", False)
-    head_width = fields.integer("head_dim", 256, high=_MAX_SIZE)
-    n_kv_heads = fields.integer("num_key_value_heads", 4, high=_MAX_SIZE)
-    global_head_width, n_global_kv_heads = _read_global_attention(fields, is_local, has_k_as_v)
+    local = HeadSizes(
+        fields.integer("head_dim", 256, high=MAX_SIZE), fields.integer("num_key_value_heads", 4, high=MAX_SIZE)
+    )
+    wide = read_global_heads(fields, is_local, local, shapes or {}, has_k_as_v=has_k_as_v)
     rope_local, rope_global, rotated_share = _read_rope(fields)
     is_bidirectional = "use_bidirectional_attention" in fields and fields.text("use_bidirectional_attention") == "all"
-    window = fields.integer("sliding_window", defaults.window, high=_MAX_SIZE)
+    window = fields.integer("sliding_window", defaults.window, high=MAX_SIZE)
     is_moe = fields.flag("enable_moe_block", False)
+    # the name before Gemma 4's release, which llama.cpp's converter knows too
+    expert_width = "expert_intermediate_size" if "expert_intermediate_size" in fields else "moe_intermediate_size"
     return TextConfig(
         n_layers=n_layers,
         context_length=fields.integer("max_position_embeddings", defaults.context_length),
-        hidden=fields.integer("hidden_size", 2304, high=_MAX_SIZE),
-        feed_forward=fields.integer("intermediate_size", 9216, high=_MAX_SIZE),
+        hidden=fields.integer("hidden_size", 2304, high=MAX_SIZE),
+        feed_forward=fields.integer("intermediate_size", 9216, high=MAX_SIZE),
         is_double_wide=fields.flag("use_double_wide_mlp", False),
-        n_heads=fields.integer("num_attention_heads", 8, high=_MAX_SIZE),
-        n_kv_heads_local=n_kv_heads,
-        n_kv_heads_global=n_global_kv_heads or n_kv_heads,
-        head_width_local=head_width,
-        head_width_global=global_head_width or head_width,
+        n_heads=fields.integer("num_attention_heads", 8, high=MAX_SIZE),
+        n_kv_heads_local=local.n_kv,
+        n_kv_heads_global=wide.n_kv,
+        head_width_local=local.width,
+        head_width_global=wide.width,
         is_local=is_local,
         # transformers halves the window of bidirectional models and doubles it again when it writes the config
         window=window // 2 * 2 if is_bidirectional else window,
@@ -141,13 +157,13 @@ def read_text_config(fields: Fields, defaults: Defaults) -> TextConfig:
         rotated_share=rotated_share,
         norm_epsilon=fields.number("rms_norm_eps", 1e-6),
         logit_softcap=fields.number("final_logit_softcapping") if "final_logit_softcapping" in fields else None,
-        vocabulary=fields.integer("vocab_size", 262_144, high=_MAX_SIZE),
+        vocabulary=fields.integer("vocab_size", 262_144, high=MAX_SIZE),
         per_layer_width=_read_per_layer_width(fields, defaults),
-        per_layer_vocabulary=fields.integer("vocab_size_per_layer_input", 262_144, low=0, high=_MAX_SIZE),
+        per_layer_vocabulary=fields.integer("vocab_size_per_layer_input", 262_144, low=0, high=MAX_SIZE),
         is_moe=is_moe,
         n_experts=_expert_integer(fields, "num_experts", is_moe, MAX_EXPERTS),
         n_experts_used=_expert_integer(fields, "top_k_experts", is_moe, MAX_EXPERTS),
-        expert_feed_forward=_expert_integer(fields, "moe_intermediate_size", is_moe, _MAX_SIZE),
+        expert_feed_forward=_expert_integer(fields, expert_width, is_moe, MAX_SIZE),
         is_tied=fields.flag("tie_word_embeddings", True),
     )
 
@@ -165,55 +181,7 @@ def _read_per_layer_width(fields: Fields, defaults: Defaults) -> int:
     key = "hidden_size_per_layer_input"
     if key in fields.values and fields.values[key] is None:
         return 0
-    return fields.integer(key, defaults.per_layer_width, low=0, high=_MAX_SIZE)
-
-
-def _read_layer_types(fields: Fields, n_layers: int) -> tuple[bool, ...]:
-    """Tell for each layer whether it is local; the last one is always global, as transformers makes it."""
-    if "layer_types" not in fields:
-        return (*((layer + 1) % 6 != 0 for layer in range(n_layers - 1)), False)
-    kinds = fields.sequence("layer_types")
-    if len(kinds) != n_layers:
-        fields.fail("layer_types", f"has {len(kinds)} entries for {n_layers} layers")
-    wrong = sorted({str(kind)[:40] for kind in kinds if kind not in (LOCAL, GLOBAL)})
-    if wrong:
-        fields.fail("layer_types", f"holds {', '.join(wrong[:8])}; known are {LOCAL} and {GLOBAL}")
-    return (*(kind == LOCAL for kind in kinds[:-1]), False)
-
-
-def _read_global_attention(
-    fields: Fields, is_local: tuple[bool, ...], has_k_as_v: bool
-) -> tuple[int | None, int | None]:
-    """Return head width and KV heads of global layers where they differ from the local ones, else None.
-
-    Old configs have global_head_dim and num_global_key_value_heads (the latter counts only with K = V), new ones
-    per_layer_config. Without either, transformers takes 512 for the head width.
-    """
-    if "per_layer_config" in fields:
-        return _read_per_layer_config(fields.inner("per_layer_config"), is_local)
-    is_null = "global_head_dim" in fields.values and fields.values["global_head_dim"] is None
-    head_width = None if is_null else fields.integer("global_head_dim", 512, high=_MAX_SIZE)
-    n_kv_heads = fields.optional_integer("num_global_key_value_heads", high=_MAX_SIZE) if has_k_as_v else None
-    return head_width, n_kv_heads
-
-
-def _read_per_layer_config(layers: Fields, is_local: tuple[bool, ...]) -> tuple[int | None, int | None]:
-    settings: dict[int, tuple[int | None, int | None]] = {}
-    for key in layers.values:
-        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < len(is_local)):
-            layers.fail(key[:40], f"is not the number of one of {len(is_local)} layers")
-        layer = layers.inner(key)
-        unknown = sorted(name for name in layer.values if name not in _PER_LAYER_KEYS and layer.values[name])
-        if unknown:
-            layer.fail(unknown[0][:80], "is set for one layer; llama.cpp has no place for that in a gemma4 GGUF")
-        settings[int(key)] = tuple(layer.optional_integer(name, high=_MAX_SIZE) for name in sorted(_PER_LAYER_KEYS))  # type: ignore[assignment]
-    nothing = (None, None)
-    if any(is_local[layer] and setting != nothing for layer, setting in settings.items()):
-        raise ConfigError(f"{layers.source}: {layers.path} changes local layers; llama.cpp allows it for global ones")
-    different = {settings.get(layer, nothing) for layer, local in enumerate(is_local) if not local}
-    if len(different) > 1:
-        raise ConfigError(f"{layers.source}: {layers.path} gives global layers different sizes; llama.cpp needs one")
-    return different.pop() if different else nothing
+    return fields.integer(key, defaults.per_layer_width, low=0, high=MAX_SIZE)
 
 
 def _read_rope(fields: Fields) -> tuple[float, float, float]:

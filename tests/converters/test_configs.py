@@ -1,5 +1,6 @@
 """config.json in the forms it has had, and values that no model can have."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from checkpoints import DIRECTORY_NAMES, GLOBAL, LOCAL, ROPE, config, text_config, write_checkpoint
 
 from gemma4_quant.converters import load_model
+from gemma4_quant.converters.decoders import read_decoder
 from gemma4_quant.converters.families import find_family
 from gemma4_quant.converters.runnable import check_runnable
 from gemma4_quant.converters.text_config import Defaults, TextConfig, read_text_config, text_fields
@@ -86,6 +88,69 @@ def test_layer_types_default_to_five_local_layers_and_a_global_one() -> None:
 def test_a_null_global_head_width_means_that_of_local_heads() -> None:
     assert read(changed(per_layer_config=REMOVED, global_head_dim=None)).head_width_global == 64
     assert read(changed(per_layer_config=REMOVED)).head_width_global == 512
+
+
+def stored(width: int, n_kv: int, layer: int = 2) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a global layer that tell its sizes."""
+    attention = f"layers.{layer}.self_attn"
+    return {f"{attention}.q_norm.weight": (width,), f"{attention}.k_proj.weight": (width * n_kv, 256)}
+
+
+@pytest.mark.parametrize("missing", [REMOVED, None])
+def test_what_a_config_leaves_out_of_global_attention_is_told_by_the_tensors(missing: Any) -> None:
+    whole = changed(per_layer_config=missing, global_head_dim=missing, num_global_key_value_heads=missing)
+    found = read_decoder(whole, stored(96, 2)).config
+    assert (found.head_width_global, found.n_kv_heads_global) == (96, 2)
+
+
+def test_what_a_config_says_of_global_attention_wins_over_the_tensors() -> None:
+    """Whose shapes are then refused, with both sizes."""
+    whole = changed(per_layer_config=REMOVED, global_head_dim=128, num_global_key_value_heads=1)
+    assert read_decoder(whole, stored(96, 2)).config == read(whole)
+    assert read_decoder(changed(), stored(96, 2)).config == read(changed())
+
+
+@pytest.mark.parametrize("shapes", [{}, stored(0, 1), stored(96, 0), stored(128, 1, layer=1), {"x": (1,)}])
+def test_tensors_that_tell_nothing_leave_the_defaults(shapes: dict[str, tuple[int, ...]]) -> None:
+    whole = changed(per_layer_config=REMOVED)
+    assert read_decoder(whole, shapes).config == read(whole)
+
+
+def test_a_checkpoint_whose_config_does_not_size_global_attention_converts(tmp_path: Path) -> None:
+    """llama.cpp's converter stops there."""
+    plain = load_model(write_checkpoint(tmp_path / "a" / "model", "dense"))
+    directory = write_checkpoint(tmp_path / "b" / "model", "dense")
+    text = text_config("dense", {"per_layer_config": None})
+    (directory / "config.json").write_text(json.dumps(config("dense", text)))
+    assert load_model(directory).metadata == plain.metadata
+
+
+def test_layers_may_repeat_in_per_layer_config_what_holds_for_all() -> None:
+    sizes = {"head_dim": 64, "num_key_value_heads": 2}
+    everything = {**changed()["per_layer_config"], "0": sizes, "1": sizes}
+    assert read(changed(per_layer_config=everything)) == read(changed())
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "tied"),
+    [
+        (True, False, True),
+        (False, True, True),
+        (False, False, False),
+        (REMOVED, False, True),
+        (None, REMOVED, True),
+        (False, REMOVED, False),
+    ],
+)
+def test_embeddings_of_multimodal_models_are_untied_by_both_configs(outer: Any, inner: Any, tied: bool) -> None:
+    whole = {**changed("unified", tie_word_embeddings=inner), "tie_word_embeddings": outer}
+    assert read({key: value for key, value in whole.items() if value is not REMOVED}).is_tied is tied
+
+
+def test_the_old_name_of_the_width_of_experts_is_known() -> None:
+    old = changed("moe")
+    old["text_config"]["expert_intermediate_size"] = old["text_config"].pop("moe_intermediate_size")
+    assert read(old) == read(changed("moe"))
 
 
 def test_no_expert_keys_write_no_expert_metadata(tmp_path: Path) -> None:

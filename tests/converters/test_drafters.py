@@ -79,7 +79,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "cannot have experts",
     ),
     "double width": (changed(use_double_wide_mlp=True), "cannot have double-wide layers"),
-    "untied": (changed(tie_word_embeddings=False), "cannot have an output matrix of its own"),
+    "untied": (
+        changed({"tie_word_embeddings": False}, tie_word_embeddings=False),
+        "cannot have an output matrix of its own",
+    ),
     "as wide as its target": (changed({"backbone_hidden_size": 64}), "needs different widths"),
     "no local layer": (changed(layer_types=[GLOBAL] * 4), "no layer has sliding-window"),
     "no width": (changed({"backbone_hidden_size": 0}), "backbone_hidden_size is 0"),
