@@ -1,4 +1,4 @@
-"""GGUF files with the layers and row widths of the released Gemma 4 models, and two rows of zeros a matrix.
+"""Models with the layers and shapes of the released Gemma 4 models; as files, with two rows of zeros a matrix.
 
 llama-quantize chooses types by names, row widths and metadata; rows only make files large.
 """
@@ -9,7 +9,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from gemma4_quant.ggml import GgmlType
+from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.model import ArrayRows, Model, Tensor
+
 N_ROWS = 2
+N_VOCAB = 262_144
 _LOCAL_HEAD, _GLOBAL_HEAD = 256, 512
 
 
@@ -48,6 +53,7 @@ class Shape:
 SHAPES = {
     "E2B": Shape(35, 1536, 6144, 8, 1, 1, 5, n_per_layer=256, n_shared=20, wide_shared=True),
     "E4B": Shape(42, 2560, 10240, 8, 2, 2, 6, n_per_layer=256, n_shared=18),
+    "12B": Shape(48, 3840, 15360, 16, 8, 1, 6),
     "26B-A4B": Shape(30, 2816, 2112, 16, 8, 2, 6, n_expert=128, n_ff_expert=704),
     "31B": Shape(60, 5376, 21504, 32, 16, 4, 6),
     # Not released: an output matrix of its own, and eight experts, which llama.cpp treats in a way of their own.
@@ -62,12 +68,26 @@ def write_shape(path: Path, shape: Shape) -> None:
     writer = gguf.GGUFWriter(path, shape.architecture)
     _add_metadata(writer, shape)
     for name, dims in _tensors(shape).items():
-        is_matrix = len(dims) > 1 and "ffn_gate_inp" not in name
-        writer.add_tensor(name, np.zeros(dims, np.float16 if is_matrix else np.float32))
+        few_rows = (*(min(N_ROWS, size) for size in dims[:-1]), dims[-1])
+        writer.add_tensor(name, np.zeros(few_rows, np.float16 if _is_wide(name, dims) else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def whole_model(path: Path, shape: Shape) -> Model:
+    """Return a model of the full shape, with the metadata of the file at `path`, whose rows cannot be read."""
+    no_rows = ArrayRows(lambda: np.empty((0, 0), np.uint8))
+    tensors = [
+        Tensor(name, dims, GgmlType.F16 if _is_wide(name, dims) else GgmlType.F32, no_rows)
+        for name, dims in _tensors(shape).items()
+    ]
+    return Model(path, read_gguf(path).metadata, tensors)
+
+
+def _is_wide(name: str, dims: tuple[int, ...]) -> bool:
+    return len(dims) > 1 and "ffn_gate_inp" not in name
 
 
 def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
@@ -99,21 +119,23 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
 
 
 def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by name, in numpy's order."""
     tensors: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (N_ROWS, shape.n_embd),
+        "token_embd.weight": (N_VOCAB, shape.n_embd),
         "output_norm.weight": (shape.n_embd,),
         "rope_freqs.weight": (_GLOBAL_HEAD // 2,),
     }
     if shape.with_output:
-        tensors["output.weight"] = (N_ROWS, shape.n_embd)
+        tensors["output.weight"] = (N_VOCAB, shape.n_embd)
     if shape.n_per_layer:
-        tensors["per_layer_token_embd.weight"] = (N_ROWS, shape.n_per_layer * shape.n_layers)
-        tensors["per_layer_model_proj.weight"] = (N_ROWS, shape.n_embd)
+        width = shape.n_per_layer * shape.n_layers
+        tensors["per_layer_token_embd.weight"] = (N_VOCAB, width)
+        tensors["per_layer_model_proj.weight"] = (width, shape.n_embd)
         tensors["per_layer_proj_norm.weight"] = (shape.n_per_layer,)
     if shape.architecture == "gemma4-assistant":
-        tensors["nextn.pre_projection.weight"] = (N_ROWS, 2 * 1536)
-        tensors["nextn.post_projection.weight"] = (N_ROWS, shape.n_embd)
-        tensors["masked_embd_centroids.weight"] = (N_ROWS, shape.n_embd)
+        tensors["nextn.pre_projection.weight"] = (shape.n_embd, 2 * 1536)
+        tensors["nextn.post_projection.weight"] = (1536, shape.n_embd)
+        tensors["masked_embd_centroids.weight"] = (2048, shape.n_embd)
     for layer in reversed(range(shape.n_layers)):  # not in the order llama.cpp visits them
         for name, dims in _layer_tensors(shape, layer).items():
             tensors[f"blk.{layer}.{name}"] = dims
@@ -122,26 +144,30 @@ def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def _layer_tensors(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
     is_global = shape.is_global(layer)
+    head = _GLOBAL_HEAD if is_global else _LOCAL_HEAD
+    n_kv = shape.n_kv_global if is_global else shape.n_kv
+    n_ff = shape.n_ff_of(layer)
     tensors: dict[str, tuple[int, ...]] = {
         "attn_norm.weight": (shape.n_embd,),
-        "attn_q.weight": (N_ROWS, shape.n_embd),
-        "attn_output.weight": (N_ROWS, shape.n_head * (_GLOBAL_HEAD if is_global else _LOCAL_HEAD)),
-        "ffn_down.weight": (N_ROWS, shape.n_ff_of(layer)),
-        "ffn_gate.weight": (N_ROWS, shape.n_embd),
-        "ffn_up.weight": (N_ROWS, shape.n_embd),
+        "attn_q.weight": (shape.n_head * head, shape.n_embd),
+        "attn_output.weight": (shape.n_embd, shape.n_head * head),
+        "ffn_down.weight": (shape.n_embd, n_ff),
+        "ffn_gate.weight": (n_ff, shape.n_embd),
+        "ffn_up.weight": (n_ff, shape.n_embd),
         "layer_output_scale.weight": (1,),
     }
     if layer < shape.n_layers - shape.n_shared:
-        tensors["attn_k.weight"] = (N_ROWS, shape.n_embd)
+        tensors["attn_k.weight"] = (n_kv * head, shape.n_embd)
         if not is_global or shape.n_kv == shape.n_kv_global:  # else values are the keys
-            tensors["attn_v.weight"] = (N_ROWS, shape.n_embd)
+            tensors["attn_v.weight"] = (n_kv * head, shape.n_embd)
     if shape.n_per_layer:
-        tensors["inp_gate.weight"] = (N_ROWS, shape.n_embd)
-        tensors["proj.weight"] = (N_ROWS, shape.n_per_layer)
+        tensors["inp_gate.weight"] = (shape.n_per_layer, shape.n_embd)
+        tensors["proj.weight"] = (shape.n_embd, shape.n_per_layer)
     if shape.n_expert:
-        tensors["ffn_gate_inp.weight"] = (N_ROWS, shape.n_embd)
+        n_expert, width = shape.n_expert, shape.n_ff_expert
+        tensors["ffn_gate_inp.weight"] = (n_expert, shape.n_embd)
         tensors["ffn_gate_inp.scale"] = (shape.n_embd,)
-        tensors["ffn_gate_up_exps.weight"] = (2, N_ROWS, shape.n_embd)
-        tensors["ffn_down_exps.weight"] = (2, N_ROWS, shape.n_ff_expert)
-        tensors["ffn_down_exps.scale"] = (2,)
+        tensors["ffn_gate_up_exps.weight"] = (n_expert, 2 * width, shape.n_embd)
+        tensors["ffn_down_exps.weight"] = (n_expert, shape.n_embd, width)
+        tensors["ffn_down_exps.scale"] = (n_expert,)
     return tensors
