@@ -1,4 +1,4 @@
-"""What a run would write, how large, how long and with how much memory; reads no weight and writes nothing."""
+"""What a run would write, how large, how long and with how much memory; reads no tensor and writes nothing."""
 
 import shutil
 import time

@@ -48,5 +48,5 @@ def _needs(forecast: Forecast) -> list[str]:
         f"disk: {size_text(forecast.disk_bytes)} needed, {size_text(forecast.free_bytes)} free{room}",
         f"time: {time}",
         f"memory: about {size_text(forecast.memory_bytes)}, whatever the size of the model",
-        "dry run: no weight was read, nothing was written",
+        "dry run: nothing was written",
     ]
