@@ -43,9 +43,13 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         outtype: Annotated[
-            str,
-            typer.Option("--outtype", help="bf16, f16, f32, q8_0, or auto: the 16-bit type of the checkpoint."),
-        ] = "auto",
+            str | None,
+            typer.Option(
+                "--outtype",
+                help="bf16, f16, f32, q8_0, or auto: the 16-bit type of the checkpoint.",
+                show_default="auto; f32 with --as-adapter",
+            ),
+        ] = None,
         model_name: Annotated[
             str | None,
             typer.Option("--model-name", help="Name to record in the file.", show_default="the directory's"),
@@ -53,6 +57,18 @@ def register(app: typer.Typer) -> None:
         adapter: Annotated[
             list[Path] | None,
             typer.Option("--adapter", help="Directory of a LoRA adapter to merge; repeatable.", show_default=False),
+        ] = None,
+        as_adapter: Annotated[
+            bool,
+            typer.Option("--as-adapter", help="CHECKPOINT is a LoRA adapter: write a file for llama.cpp's --lora."),
+        ] = False,
+        base: Annotated[
+            Path | None,
+            typer.Option(
+                "--base",
+                help="With --as-adapter: directory of the checkpoint it was trained on.",
+                show_default="as the adapter says",
+            ),
         ] = None,
         mmproj: Annotated[
             bool, typer.Option("--mmproj", help="Convert the vision and audio encoders instead of the text model.")
@@ -86,12 +102,31 @@ def register(app: typer.Typer) -> None:
         from gemma4_quant import conversion
 
         set_up_logging(verbose=verbose)
+        outtype = outtype or ("f32" if as_adapter else "auto")
         if outtype.lower() not in conversion.OUT_TYPES:
             raise typer.BadParameter(
                 f"{outtype!r} is not an --outtype ({', '.join(conversion.OUT_TYPES)}); for other types run quantize"
             )
         split = split_limits(split_max_size, split_max_tensors)
         part = _part(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
+        if base is not None and not as_adapter:
+            raise typer.BadParameter("--base goes with --as-adapter; to merge an adapter, use --adapter")
+        if as_adapter:
+            if part is not Part.TEXT_MODEL or adapter or split or dry_run:
+                raise typer.BadParameter("--as-adapter goes with --base, --outfile, --outtype and --model-name only")
+            from gemma4_quant.adapter_conversion import convert_adapter
+
+            written = convert_adapter(
+                local(checkpoint, revision, cache_dir, token),
+                outfile,
+                outtype,
+                base=None if base is None else local(base, None, cache_dir, token),
+                model_name=model_name,
+                n_threads=threads,
+                progress=terminal_progress(),
+            )
+            emit(written, as_json=json, text=_describe(written))
+            return
         request = ConversionRequest(
             part,
             local(checkpoint, revision, cache_dir, token, may_download=not dry_run),
