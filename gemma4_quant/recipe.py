@@ -82,11 +82,19 @@ class PadMode(StrEnum):
 
 @dataclass(frozen=True)
 class Floor:
-    """A type below whose bits the mixture does not take tensors in whose name `pattern` is found, and why."""
+    """A type below whose bits the mixture does not take tensors in whose name `pattern` is found, and why.
+
+    from_bits: holds for file types whose own type has at least so many bits a weight.
+    """
 
     pattern: re.Pattern[str]
     type: GgmlType
-    why: str
+    why: str = ""
+    from_bits: float = 0.0
+
+    def holds(self, name: str, file_type: FileType) -> bool:
+        """Tell whether the floor is one for the tensor called `name` in a file of `file_type`."""
+        return self.pattern.search(name) is not None and bits_per_weight(default_type(file_type)) >= self.from_bits
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,8 @@ class Recipe:
     quantized tensor. leave_output_tensor: output.weight stays as it is. output_tensor_type: of output.weight, or of
     the token embeddings where they are the output matrix too. token_embedding_type: of both embedding tables.
     tensor_types: the first that matches wins; they act on quantized file types only, as in llama-quantize.
-    named_types: types of matrices by their exact names; they win over everything else. floors: the first that matches
-    holds, for what the mixture chose, not for what was asked by name, pattern or `pure`; none as in llama-quantize.
+    named_types: types of matrices by their exact names; they win over everything else. floors: the first that holds
+    counts, for what the mixture chose, not for what was asked by name, pattern or `pure`; none as in llama-quantize.
     qat, pad_ffn: what to do with trained grids and odd feed-forward widths, both off in llama-quantize.
     prune_layers: layers to leave out. overrides: other metadata. include_weights, exclude_weights: parts of names of
     tensors whose importance is used (all when empty), and is not.
@@ -207,7 +215,7 @@ def _is_kept(recipe: Recipe, tensor: Tensor) -> bool:
 def _mixed(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType, Reason]:
     """Return what the mixture and the floors under it say of a tensor."""
     chosen = mixture.choose(tensor, recipe.output_tensor_type)
-    floor = next((floor for floor in recipe.floors if floor.pattern.search(tensor.name)), None)
+    floor = next((floor for floor in recipe.floors if floor.holds(tensor.name, recipe.file_type)), None)
     if floor is not None and bits_per_weight(_fitting(tensor, chosen, Reason.MIXTURE)) < bits_per_weight(floor.type):
         return floor.type, Reason.FLOOR
     return chosen, Reason.FILE_TYPE if chosen is default_type(recipe.file_type) else Reason.MIXTURE

@@ -22,7 +22,7 @@ _INTRODUCTION = f"""\
 # A recipe of gemma4-quant {__version__}: edit it and pass it back with --recipe.
 # The type of a tensor is what says something of it first: [tensors] (its whole name), output_tensor_type and
 # token_embedding_type, [patterns] (regular expressions found in its name, in this order), the mixture of file_type.
-# [floors] hold for that mixture only. Lines that are deleted leave the tensor to what comes after.
+# [[floors]] hold for that mixture only. Lines that are deleted leave the tensor to what comes after.
 """
 
 
@@ -46,16 +46,16 @@ def render_recipe(recipe: Recipe, choices: Iterable[Choice] = ()) -> str:
     lines += [f"{name} = [{', '.join(map(_scalar, values))}]" for name, values in lists.items() if values]
     if recipe.overrides:
         lines += ["", "[metadata]", *(f"{_text(each.key)} = {_scalar(each.value)}" for each in recipe.overrides)]
-    if recipe.floors:
-        lines += ["", "[floors]"]
-        lines += [
-            f"{_text(floor.pattern.pattern)} = {{ type = {_quoted(floor.type)}, why = {_text(floor.why)} }}"
-            for floor in recipe.floors
-        ]
     if recipe.tensor_types:
         lines += ["", "[patterns]"]
         lines += [f"{_text(option.pattern.pattern)} = {_quoted(option.type)}" for option in recipe.tensor_types]
     lines += _tensor_lines(recipe, choices)
+    for floor in recipe.floors:
+        lines += ["", "[[floors]]", f"pattern = {_text(floor.pattern.pattern)}", f"type = {_quoted(floor.type)}"]
+        if floor.from_bits:
+            lines.append(f"from_bits = {floor.from_bits}  # only in files whose own type has so many bits a weight")
+        if floor.why:
+            lines.append(f"why = {_text(floor.why)}")
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +116,7 @@ def parse_recipe(text: str) -> Recipe:
             for text, kind in _table(table, "patterns", _as_string).items()
         ),
         named_types={name: parse_ggml_type(kind) for name, kind in _table(table, "tensors", _as_string).items()},
-        floors=tuple(_table(table, "floors", _floor).values()),
+        floors=_floors(table),
         qat=_mode(table, "qat", QatMode),
         pad_ffn=_mode(table, "pad_ffn", PadMode),
         prune_layers=tuple(sorted(set(_list(table, "prune_layers", int)))),
@@ -198,14 +198,25 @@ def _override(key: str, value: Any) -> MetadataOverride:
     return checked_override(MetadataOverride(key, value))
 
 
-def _floor(text: str, value: Any) -> Floor:
-    """Read a floor: a type, or a table of type and why."""
-    if isinstance(value, str):
-        return Floor(_pattern("floors", text), parse_ggml_type(value), "")
-    if not isinstance(value, dict) or "type" not in value or value.keys() - {"type", "why"}:
-        raise InputError(f'the floor of {text!r} is {value!r:.80}; write a type, or {{ type = "q8_0", why = "…" }}')
-    why = _as_string("why", value.get("why", ""))
-    return Floor(_pattern("floors", text), parse_ggml_type(_string(value, "type")), why)
+def _floors(table: Mapping[str, Any]) -> tuple[Floor, ...]:
+    entries = table.get("floors", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"floors is {entries!r:.80}, not tables that begin with [[floors]]")
+    return tuple(_floor(entry) for entry in entries)
+
+
+def _floor(entry: Mapping[str, Any]) -> Floor:
+    if not {"pattern", "type"} <= entry.keys() <= {"pattern", "type", "why", "from_bits"}:
+        raise InputError(f"a floor has {', '.join(entry) or 'nothing'}; it needs pattern and type, may have the rest")
+    from_bits = entry.get("from_bits", 0.0)
+    if isinstance(from_bits, bool) or not isinstance(from_bits, int | float):
+        raise InputError(f"from_bits of a floor is {from_bits!r:.80}, not a number")
+    return Floor(
+        _pattern("floors", _string(entry, "pattern")),
+        parse_ggml_type(_string(entry, "type")),
+        _as_string("why", entry.get("why", "")),
+        float(from_bits),
+    )
 
 
 def _pattern(table: str, text: str) -> re.Pattern[str]:

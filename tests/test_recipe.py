@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_shapes import SHAPES, write_shape
+from family_shapes import SHAPES, whole_model, write_shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_quantize import dry_run
 
 from gemma4_quant import quantization, quantize_plan
 from gemma4_quant.errors import GgufError, InputError, ShapeError, UnsupportedTypeError
-from gemma4_quant.ggml import FileType, GgmlType, block_size, parse_file_type
+from gemma4_quant.gemma_defaults import gemma_recipe
+from gemma4_quant.ggml import FileType, GgmlType, block_size, parse_file_type, row_bytes
 from gemma4_quant.llama_types import fitting_type
 from gemma4_quant.metadata import Value, ValueType, numbers, string, uint32
 from gemma4_quant.model import ArrayRows, Model, Tensor
 from gemma4_quant.recipe import (
     Choice,
+    Floor,
     Reason,
     Recipe,
     choose_types,
@@ -221,6 +223,83 @@ def test_a_type_without_a_substitute_names_the_tensor() -> None:
     recipe = Recipe(FileType.Q4_K_M, tensor_types=(parse_tensor_type("proj=nvfp4"),))
     with pytest.raises(ShapeError, match=r"blk\.0\.proj\.weight: a row of 96 .* NVFP4 blocks of 64"):
         choose_types(recipe, replace(example(), tensors=[narrow]))
+
+
+@pytest.fixture(scope="module")
+def whole_models(shape_files: dict[str, Path]) -> dict[str, Model]:
+    """The released models in full size, with rows that cannot be read."""
+    return {name: whole_model(path, SHAPES[name]) for name, path in shape_files.items()}
+
+
+def n_bytes(recipe: Recipe, model: Model) -> int:
+    sizes = {tensor.name: tensor.n_rows for tensor in model.tensors}
+    widths = {tensor.name: tensor.n_cols for tensor in model.tensors}
+    return sum(sizes[c.name] * row_bytes(c.type, widths[c.name]) for c in choose_types(recipe, model))
+
+
+@pytest.mark.parametrize("shape", ["E2B", "E4B"])
+def test_floors_for_gemma_cost_less_than_a_hundredth_of_any_file(shape: str, whole_models: dict[str, Model]) -> None:
+    for file_type in MIXABLE:
+        plain = n_bytes(Recipe(file_type), whole_models[shape])
+        safe = n_bytes(gemma_recipe(file_type), whole_models[shape])
+        assert plain <= safe < 1.01 * plain, file_type
+
+
+def test_floors_for_gemma_hold_the_per_layer_projections_only(whole_models: dict[str, Model]) -> None:
+    model = whole_models["E2B"]
+    strict, safe = (by_name(choose_types(r, model)) for r in (Recipe(FileType.Q4_K_M), gemma_recipe(FileType.Q4_K_M)))
+    changed = {name for name in strict if strict[name] is not safe[name]}
+    assert changed == {f"blk.{layer}.{part}.weight" for layer in range(35) for part in ("proj", "inp_gate")}
+    assert {safe[f"blk.3.{part}.weight"] for part in ("proj", "inp_gate")} == {GgmlType.Q8_0, GgmlType.Q6_K}
+    for name in ("26B-A4B", "31B"):
+        assert choose_types(gemma_recipe(FileType.Q2_K), whole_models[name]) == choose_types(
+            Recipe(FileType.Q2_K), whole_models[name]
+        )
+
+
+def test_floors_lift_what_the_mixture_chose_but_not_what_was_asked_for() -> None:
+    floor = (Floor(re.compile("attn_q"), GgmlType.Q6_K),)
+    asked = (parse_tensor_type(r"blk\.1\.attn_q=q3_k"),)
+    types = by_name(choose_types(Recipe(FileType.Q4_K_M, floors=floor, tensor_types=asked), example()))
+    assert types["blk.0.attn_q.weight"] is GgmlType.Q6_K
+    assert types["blk.1.attn_q.weight"] is GgmlType.Q3_K
+    assert types["blk.0.ffn_up.weight"] is GgmlType.Q4_K
+    for recipe in (Recipe(FileType.Q8_0, floors=floor), Recipe(FileType.Q4_K_M, pure=True, floors=floor)):
+        assert choose_types(recipe, example()) == choose_types(replace(recipe, floors=()), example())
+
+
+def test_a_floor_may_hold_for_larger_file_types_only() -> None:
+    floors = (
+        Floor(re.compile("attn_q"), GgmlType.Q8_0, from_bits=3.0),
+        Floor(re.compile("attn_q"), GgmlType.Q4_0),
+    )
+    found = {
+        kind: by_name(choose_types(Recipe(kind, floors=floors), example()))["blk.0.attn_q.weight"].name
+        for kind in (FileType.Q3_K_M, FileType.Q2_K)
+    }
+    assert found == {FileType.Q3_K_M: "Q8_0", FileType.Q2_K: "Q4_0"}
+
+
+def test_names_win_over_patterns_and_options() -> None:
+    recipe = Recipe(
+        FileType.Q4_K_M,
+        leave_output_tensor=True,
+        token_embedding_type=GgmlType.Q8_0,
+        tensor_types=(parse_tensor_type("ffn_up=q5_k"),),
+        named_types={"token_embd.weight": GgmlType.Q6_K, "blk.0.ffn_up.weight": GgmlType.Q3_K},
+    )
+    choices = {choice.name: choice for choice in choose_types(recipe, example())}
+    assert choices["token_embd.weight"].type is GgmlType.Q6_K
+    assert (choices["blk.0.ffn_up.weight"].type, choices["blk.1.ffn_up.weight"].type) == (
+        GgmlType.Q3_K,
+        GgmlType.Q5_K,
+    )
+    assert choices["blk.0.ffn_up.weight"].reason is Reason.NAMED
+
+
+def test_names_of_vectors_do_not_quantize_them() -> None:
+    recipe = Recipe(FileType.Q4_K_M, named_types={"output_norm.weight": GgmlType.Q8_0})
+    assert by_name(choose_types(recipe, example()))["output_norm.weight"] is GgmlType.F32
 
 
 def metadata_with(key: str, value: Value | None) -> dict[str, Value]:
