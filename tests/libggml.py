@@ -34,6 +34,17 @@ _DECODERS = {
 
 BLOCK_TYPES = tuple(_DECODERS)
 
+CODEBOOK_TYPES = (
+    GgmlType.IQ1_S,
+    GgmlType.IQ1_M,
+    GgmlType.IQ2_XXS,
+    GgmlType.IQ2_XS,
+    GgmlType.IQ2_S,
+    GgmlType.IQ3_XXS,
+    GgmlType.IQ3_S,
+)
+"""Types whose codes are points of ggml's own tables."""
+
 
 @cache
 def _library() -> ctypes.CDLL:
@@ -81,7 +92,7 @@ def decode(kind: GgmlType, data: ByteRows, n_cols: int) -> Float32Rows:
     """Decode with ggml's dequantize_row_*; returns (n_rows, n_cols) float32."""
     data = np.ascontiguousarray(data)
     out = np.empty((len(data), n_cols), np.float32)
-    function = getattr(_library(), f"dequantize_row_{_DECODERS[kind]}")
+    function = getattr(_library(), f"dequantize_row_{_DECODERS.get(kind, kind.name.lower())}")
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     function(data.ctypes.data, out.ctypes.data, out.size)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from gemma4_quant.codecs import floats, k_minimum, k_symmetric, minimum, symmetric
+from gemma4_quant.codecs import codebook, floats, k_minimum, k_symmetric, minimum, symmetric
 from gemma4_quant.codecs.base import Codec, Effort
 from gemma4_quant.codecs.grids import Grid
 from gemma4_quant.compiled import is_cached
@@ -17,6 +17,7 @@ CODECS: dict[GgmlType, Codec] = {
     **minimum.CODECS,
     **k_symmetric.CODECS,
     **k_minimum.CODECS,
+    **codebook.CODECS,
 }
 
 # The kernel of each type that takes longest to compile, and the grid it is compiled for.

@@ -36,10 +36,10 @@ def checked_rows(rows: Float32Rows, kind: GgmlType, limit: float = LARGEST) -> F
 
 
 def normalised_importance(importance: Float32Row | None, n_columns: int) -> Float32Row:
-    """Return a positive weight for each column, 1 on average, (n_columns,) float32.
+    """Return a positive weight for each column, about 1 on average, (n_columns,) float32.
 
-    All zero means that nothing is known and counts as uniform. Raises ShapeError for another length,
-    NonFiniteError for values that are negative, NaN or infinite.
+    Importance is divided by a power of two, which rounds nothing. All zero means that nothing is known and counts as
+    uniform. Raises ShapeError for another length, NonFiniteError for values that are negative, NaN or infinite.
     """
     if importance is None:
         return np.ones(n_columns, np.float32)
@@ -52,7 +52,8 @@ def normalised_importance(importance: Float32Row | None, n_columns: int) -> Floa
     mean = wide.mean()
     if mean == 0:
         return np.ones(n_columns, np.float32)
-    weights: Float32Row = np.maximum(wide / mean, _LEAST_WEIGHT).astype(np.float32)
+    power = 2.0 ** np.round(np.log2(mean))
+    weights: Float32Row = np.maximum(wide / power, _LEAST_WEIGHT).astype(np.float32)
     return weights
 
 
