@@ -4,7 +4,9 @@ The command line turns a `Gemma4QuantError` into one line on stderr and exit cod
 ordinary exceptions. A message says what is wrong, where (file, tensor, key) and what to do about it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class Gemma4QuantError(Exception):
@@ -69,6 +71,17 @@ class VerificationError(Gemma4QuantError):
 
 class RunError(Gemma4QuantError):
     """llama.cpp could not load or run a model."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path` before the message of a GgufError that comes from values of a file, and does not say of which."""
+    try:
+        yield
+    except GgufError as error:
+        if str(path) in str(error):
+            raise
+        raise GgufError(f"{path}: {error}") from error
 
 
 MAX_QUOTED = 200

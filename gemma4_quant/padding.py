@@ -168,9 +168,11 @@ def _padded_metadata(metadata: Metadata, kind: FeedForward) -> dict[str, Value]:
     value = metadata.get(key)
     if value is None:
         raise GgufError(f"the metadata has no {key}, so the layers cannot be padded")
-    if value.item is None:
-        return {**metadata, key: _numbers_like(value, [_round_up(get_int(metadata, key))])}
-    return {**metadata, key: _numbers_like(value, [_round_up(int(width)) for width in value.array()])}
+    widths = [get_int(metadata, key)] if value.item is None else [int(width) for width in value.array()]
+    try:
+        return {**metadata, key: _numbers_like(value, [_round_up(width) for width in widths])}
+    except OverflowError as error:
+        raise GgufError(f"{key} is {max(widths)}, which cannot be padded; convert the model again") from error
 
 
 def _numbers_like(value: Value, values: list[int]) -> Value:

@@ -10,7 +10,7 @@ from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
 from gemma4_quant.destination import input_files, with_type
-from gemma4_quant.errors import InputError
+from gemma4_quant.errors import InputError, naming
 from gemma4_quant.forecast import Decision, Forecast, forecast
 from gemma4_quant.gemma_defaults import gemma_recipe
 from gemma4_quant.ggml import FileType
@@ -212,7 +212,10 @@ def prepare(
             raise InputError(
                 "--keep-split keeps the tensors of every file, --prune-layers takes some away; choose one"
             )
-        decided = quantize_plan(model, own, statistics, importance, allow_requantize=allow_requantize, split=split)
+        with naming(source):
+            decided = quantize_plan(
+                model, own, statistics, importance, allow_requantize=allow_requantize, split=split
+            )
         if recipe_file is not None:
             save_recipe(with_type(recipe_file, file_type.name), own, decided.choices)
         prepared.append(

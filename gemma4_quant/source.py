@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gemma4_quant.errors import GgufError, InputError, shortened
+from gemma4_quant.errors import GgufError, InputError, naming, shortened
 from gemma4_quant.metadata import get_string
 from gemma4_quant.model import Model
 from gemma4_quant.split_reader import read_model
@@ -35,7 +35,8 @@ def open_gguf(path: Path, *, with_projectors: bool = False) -> Model:
     model = read_model(path)
     if "general.architecture" not in model.metadata:
         raise GgufError(f"{path} holds no model: it has no general.architecture")
-    architecture = get_string(model.metadata, "general.architecture")
+    with naming(path):
+        architecture = get_string(model.metadata, "general.architecture")
     if architecture == PROJECTOR and with_projectors:
         return model
     if architecture == PROJECTOR:
