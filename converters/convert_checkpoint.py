@@ -7,6 +7,7 @@ from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters.authorship import general_metadata
 from gemma4_quant.converters.chat_templates import template_metadata
 from gemma4_quant.converters.decoders import read_decoder
+from gemma4_quant.converters.experts import stack_experts
 from gemma4_quant.converters.families import Family
 from gemma4_quant.converters.float_types import auto_type
 from gemma4_quant.converters.gemma4 import rope_frequencies
@@ -28,9 +29,10 @@ QUANTIZATION_VERSION = 2
 def load_model(directory: Path, *, model_name: str | None = None, adapters: Sequence[Path] = ()) -> Model:
     """Open the checkpoint in `directory`, merge `adapters` (directories of PEFT) into it, and convert it.
 
-    See open_checkpoint, merge_adapters and convert_checkpoint.
+    See open_checkpoint, stack_experts, merge_adapters and convert_checkpoint.
     """
-    return convert_checkpoint(merge_adapters(open_checkpoint(directory), adapters), model_name=model_name)
+    checkpoint = stack_experts(open_checkpoint(directory))
+    return convert_checkpoint(merge_adapters(checkpoint, adapters), model_name=model_name)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, *, model_name: str | None = None) -> Model:
