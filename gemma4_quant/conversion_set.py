@@ -17,8 +17,9 @@ from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
 from gemma4_quant.projector_conversion import convert_projector, forecast_projector
 from gemma4_quant.runner.companions import Companions, try_together
-from gemma4_quant.runner.weights import LoadedModel
+from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.shards import SplitRule
+from gemma4_quant.source import open_gguf
 
 _TARGET, _DRAFTER = "gemma4", "gemma4-assistant"
 
@@ -81,8 +82,8 @@ def convert_all(
         )
     if drafter is not None:
         drafted = convert(drafter, target, out_type, n_threads=n_threads, progress=progress)
-    with LoadedModel(model.path, n_gpu_layers=0):
-        companions = try_together(model.path, _path(projector), _path(drafted))
+    refuse_what_aborts(open_gguf(model.path))
+    companions = try_together(model.path, _path(projector), _path(drafted))
     return ConvertAllResult(model, projector, drafted, companions)
 
 
