@@ -82,6 +82,14 @@ class Session:
         the context, most often for lack of memory.
         """
         options.check()
+        trained = int(libraries().llama.llama_model_n_ctx_train(model.handle))
+        if options.n_ctx > trained:
+            logger.warning(
+                "%s was trained on at most %d positions, and is run with %d: what it says of the rest means little",
+                model.path,
+                trained,
+                options.n_ctx,
+            )
         self.model = model
         self.options = options
         self.n_threads = options.n_threads or n_cores()

@@ -127,3 +127,13 @@ def test_the_tensor_layout_is_that_of_the_installed_library():
 def test_the_cpu_is_named_when_nothing_is_offloaded():
     assert any(device.name == "CPU" for device in devices())
     assert device_text(0).startswith("CPU")
+
+
+def test_more_positions_than_the_model_was_trained_on_are_warned_of(model, caplog):
+    trained = read_gguf(model.path).metadata["gemma4.context_length"].decode()
+    with Session(model, SessionOptions(n_ctx=trained, n_threads=1)):
+        assert not caplog.records
+    with Session(model, SessionOptions(n_ctx=trained + 1, n_threads=1)):
+        pass
+    (record,) = caplog.records
+    assert f"trained on at most {trained} positions, and is run with {trained + 1}" in record.getMessage()
