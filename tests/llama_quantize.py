@@ -42,6 +42,9 @@ def dry_run(path: Path, recipe: Recipe) -> DryRun:
     importance = (llama_cpp.llama_model_imatrix_data * 2)((b"made.up", ones, 1))
     if recipe.has_importance:
         params.imatrix = importance
+    pruned = (ctypes.c_int32 * (len(recipe.prune_layers) + 1))(*recipe.prune_layers, -1)
+    if recipe.prune_layers:
+        params.prune_layers = pruned
     with _log() as lines:
         code = llama_cpp.llama_model_quantize(str(path).encode(), b"", ctypes.byref(params))
     return _read_log("".join(lines)) if code == 0 else DryRun(None, requires_importance=False)
