@@ -49,9 +49,9 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         """Open `path`; raises InputError when it cannot be read, or is a pipe, a device or a directory."""
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise InputError(f"{path} is not a regular file")
         try:
+            if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+                raise InputError(f"{path} is not a regular file")
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise InputError(f"cannot open {path}: {error.strerror}") from error
