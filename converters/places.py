@@ -130,12 +130,17 @@ def _check_contents(found: Mapping[str, CheckpointTensor], table: Mapping[str, P
     wrong = [
         f"{tensor.name} is {list(tensor.shape)}, not {list(table[name].shape)}"
         for name, tensor in found.items()
-        if tensor.shape != table[name].shape
+        if tensor.shape not in _accepted_shapes(table[name])
     ]
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} tensors do not have the shape of config.json: {listed(wrong, MOST_LISTED)}"
         )
+
+
+def _accepted_shapes(place: Place) -> tuple[tuple[int, ...], ...]:
+    """Return the place's shape, and for numbers that of the vectors of one that some programs make of them."""
+    return (place.shape,) if place.shape else (place.shape, (1,))
 
 
 def _placed(tensor: CheckpointTensor, place: Place) -> Tensor:

@@ -275,6 +275,21 @@ def test_every_strange_and_missing_tensor_is_listed(kind: str, tmp_path: Path) -
     assert all(name in str(caught.value) for name in (*strange, "embed_vision.embedding_projection.weight"))
 
 
+def test_limits_may_be_stored_as_vectors_of_one(tmp_path: Path) -> None:
+    directory = write_multimodal(tmp_path / "model")
+    shapes = dict(tower_shapes(json.loads((directory / "config.json").read_text())))
+    tensors = {name: stored(name, shape, "BF16") for name, shape in shapes.items()}
+    vectors = {name: (dtype, shape or (1,), data) for name, (dtype, shape, data) in tensors.items()}
+    before = rows_of(directory)
+    write_safetensors(directory / "model.safetensors", vectors)
+    assert rows_of(directory) == before
+
+
+def rows_of(directory: Path) -> dict[str, bytes]:
+    tensors = load_projector(directory).tensors
+    return {tensor.name: tensor.source.read_rows(0, tensor.n_rows).tobytes() for tensor in tensors}
+
+
 def test_wrong_shapes_are_listed(tmp_path: Path) -> None:
     directory = write_multimodal(tmp_path / "model")
     rewrite(directory, lambda config: config["vision_config"].update(position_embedding_size=99))
