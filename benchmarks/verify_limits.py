@@ -65,7 +65,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     all_rows, all_importance = distributions(rng), importances(rng)
     print(
-        "type       tensor  typical     row  stretch     best  gain           limits: tensor, typical, row, …, gain"
+        "type       tensor  typical     row  stretch likeness  gain           limits: tensor, typical, row, …, gain"
     )
     for kind in GgmlType:
         if not is_quantized(kind) or kind in (GgmlType.Q8_1, GgmlType.Q8_K):
@@ -80,11 +80,11 @@ def main() -> None:
         except Gemma4QuantError as error:
             print(f"{kind.name:<8} {error}")
             continue
-        tensor, typical, row, stretch, best, most_gain = np.max(found, axis=0)
+        tensor, typical, row, stretch, unlikeness, most_gain = np.max(found, axis=0)
         least_gain = min(figures[-1] for figures in found)
         limit = limit_of(kind)
         print(
-            f"{kind.name:<8} {tensor:8.3f} {typical:8.4f} {row:7.3f} {stretch:8.3f} {best:8.3f}"
+            f"{kind.name:<8} {tensor:8.3f} {typical:8.4f} {row:7.3f} {stretch:8.3f} {1 - unlikeness:8.3f}"
             f"  {least_gain:.3f}–{most_gain:.3f}    {limit.tensor}, {limit.typical}, {limit.row}, {limit.stretch}, "
             f"{limit.least_gain:.2f}–{limit.most_gain:.2f}"
         )
@@ -97,7 +97,7 @@ def _figures(decoded: Float32Rows, rows: Float32Rows) -> tuple[float, ...]:
         typical_error(seen.histogram),
         float(np.sqrt((seen.error / seen.original).max())),
         float(np.sqrt(seen.worst_stretch.max())),
-        float(np.sqrt(seen.best_stretch.max())),
+        1 - float(seen.likeness.min()),
         float(seen.product.sum() / seen.decoded.sum()),
     )
 

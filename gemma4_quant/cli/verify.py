@@ -29,6 +29,12 @@ def register(app: typer.Typer) -> None:
                 "--against", metavar="CHECKPOINT|GGUF|HUB-ID", help="What the file was made from.", show_default=False
             ),
         ],
+        adapter: Annotated[
+            list[Path] | None,
+            typer.Option(
+                "--adapter", help="Directory of a LoRA adapter that was merged; repeatable.", show_default=False
+            ),
+        ] = None,
         tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
         revision: Revision = None,
         cache_dir: CacheDir = None,
@@ -43,7 +49,13 @@ def register(app: typer.Typer) -> None:
 
         set_up_logging(verbose=verbose)
         original = local(against, revision, cache_dir, token)
-        result = verification.verify(model, original, n_threads=threads, progress=terminal_progress())
+        result = verification.verify(
+            model,
+            original,
+            adapters=[local(each, None, cache_dir, token) for each in adapter or ()],
+            n_threads=threads,
+            progress=terminal_progress(),
+        )
         emit(result, as_json=json, text="" if json else verification_table(result, with_tensors=tensors))
         if not result.is_ok:
             subjects = dict.fromkeys(fault.subject for fault in result.faults)

@@ -100,12 +100,15 @@ class Judgement:
         limit = self._limit
         if limit is None:
             return seen.n_beyond > 0
+        is_filled = (seen.original == 0) & (seen.error > 0)  # every quantizer keeps a row of zeros
         excess = seen.error - limit.floor**2 * self._pair.tensor.n_cols
-        return (
-            (excess > limit.row**2 * seen.original)
+        bad: npt.NDArray[np.bool_] = (
+            is_filled
+            | (excess > limit.row**2 * seen.original)
             | (seen.worst_stretch > limit.stretch**2)
-            | (seen.best_stretch > limit.best_stretch**2)
+            | (seen.likeness < limit.likeness)
         )
+        return bad
 
     def result(self) -> TensorResult:
         """Return the outcome after the last tile."""

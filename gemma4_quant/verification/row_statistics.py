@@ -13,7 +13,7 @@ STRETCH = 256
 """Weights of a row that are judged together: a super-block."""
 
 _N_SUMS = 9
-_ERROR, _ORIGINAL, _PRODUCT, _DECODED, _NON_FINITE, _NON_FINITE_ORIGINAL, _BEYOND, _WORST, _BEST = range(_N_SUMS)
+_ERROR, _ORIGINAL, _PRODUCT, _DECODED, _NON_FINITE, _NON_FINITE_ORIGINAL, _BEYOND, _WORST, _LIKENESS = range(_N_SUMS)
 
 
 _BINS_PER_OCTAVE = 8
@@ -32,9 +32,10 @@ class RowStatistics:
 
     error, original, decoded: squared errors, weights and decoded weights. product: decoded times original weights.
     n_non_finite, n_non_finite_original: decoded and original weights that are NaN or infinite.
-    n_beyond: weights that differ by more than a float type's rounding. worst_stretch, best_stretch: the extremes of
-    the ratio of squared error, less `floor`² for each weight, to squared original over the stretches of the row.
-    histogram: how many stretches of the tile have which ratio, see `typical_error`.
+    n_beyond: weights that differ by more than a float type's rounding.
+    worst_stretch: the largest ratio of squared error, less `floor`² for each weight, to squared original over the
+    stretches of the row. likeness: the largest cosine of a stretch, Σ x·w / √(Σ x² · Σ w²); 1 where the original is
+    within the floor. histogram: how many stretches of the tile have which ratio, see `typical_error`.
     """
 
     sums: npt.NDArray[np.float64]
@@ -73,8 +74,8 @@ class RowStatistics:
         return self.sums[:, _WORST]
 
     @property
-    def best_stretch(self) -> npt.NDArray[np.float64]:
-        return self.sums[:, _BEST]
+    def likeness(self) -> npt.NDArray[np.float64]:
+        return self.sums[:, _LIKENESS]
 
 
 def row_statistics(decoded: Float32Rows, original: Float32Rows, floor: float) -> RowStatistics:
@@ -123,7 +124,8 @@ def _compare(decoded: Rows, original: Rows, floor: float, sums: Sums, histogram:
             sums[row, _DECODED] += energy_decoded
             ratio = _ratio(error - (stop - start) * floor, energy)
             sums[row, _WORST] = max(sums[row, _WORST], ratio)
-            sums[row, _BEST] = ratio if start == 0 else min(sums[row, _BEST], ratio)
+            cosine = 1.0 if energy <= (stop - start) * floor else _cosine(product, energy_decoded, energy)
+            sums[row, _LIKENESS] = cosine if start == 0 else max(sums[row, _LIKENESS], cosine)
             histogram[_bin(ratio)] += 1
 
 
@@ -132,6 +134,11 @@ def _ratio(error: float, energy: float) -> float:
     if error <= 0:
         return 0.0
     return error / energy if energy > 0 else np.inf
+
+
+@compiled()
+def _cosine(product: float, one: float, other: float) -> float:
+    return product / np.sqrt(one * other) if one > 0 and other > 0 else 0.0
 
 
 @compiled()
