@@ -59,6 +59,7 @@ def quantize(
     file_type: FileType = FileType.Q4_K_M,
     *,
     importance: Path | None = None,
+    adapters: Sequence[Path] = (),
     recipe: Recipe | None = None,
     effort: Effort = Effort.BALANCED,
     allow_requantize: bool = False,
@@ -71,7 +72,8 @@ def quantize(
     """Quantize a GGUF file or a checkpoint directory.
 
     output: the file to write; `{ftype}` in its name stands for the type. None puts it beside the source, named after
-    the type. importance: an importance file of the same model (`calibrate` makes one).
+    the type. importance: an importance file of the same model (`calibrate` makes one). adapters: directories of LoRA
+    adapters to merge into a checkpoint.
     recipe: decides the types, its own file type included; gemma_defaults.gemma_recipe of the file type when None.
     split: such as shards.SplitLimits. keep_split: split as the source is. recipe_file: where to save the recipe, with
     the type of every tensor; `{ftype}` as in output. Raises InputError and its kinds for bad input, OutputError when
@@ -82,6 +84,7 @@ def quantize(
         output,
         [recipe.file_type if recipe else file_type],
         importance=importance,
+        adapters=adapters,
         recipe=recipe,
         effort=effort,
         allow_requantize=allow_requantize,
@@ -99,6 +102,7 @@ def quantize_each(
     file_types: Sequence[FileType],
     *,
     importance: Path | None = None,
+    adapters: Sequence[Path] = (),
     recipe: Recipe | None = None,
     effort: Effort = Effort.BALANCED,
     allow_requantize: bool = False,
@@ -119,6 +123,7 @@ def quantize_each(
         output,
         file_types,
         importance=importance,
+        adapters=adapters,
         recipe=recipe,
         allow_requantize=allow_requantize,
         split=split,
@@ -142,6 +147,7 @@ def forecast_quantization(
     file_types: Sequence[FileType],
     *,
     importance: Path | None = None,
+    adapters: Sequence[Path] = (),
     recipe: Recipe | None = None,
     effort: Effort = Effort.BALANCED,
     allow_requantize: bool = False,
@@ -156,6 +162,7 @@ def forecast_quantization(
         output,
         file_types,
         importance=importance,
+        adapters=adapters,
         recipe=recipe,
         allow_requantize=allow_requantize,
         split=split,
@@ -193,6 +200,7 @@ def prepare(
     file_types: Sequence[FileType],
     *,
     importance: Path | None = None,
+    adapters: Sequence[Path] = (),
     recipe: Recipe | None = None,
     allow_requantize: bool = False,
     split: SplitRule | None = None,
@@ -200,11 +208,14 @@ def prepare(
     recipe_file: Path | None = None,
 ) -> list[Prepared]:
     """Plan the file of each type (once each) and name it; reads a few rows of weights. See quantize_each."""
-    model = open_model(source)
+    kinds = dict.fromkeys(file_types)
+    if recipe_file is not None and len({with_type(recipe_file, kind.name) for kind in kinds}) < len(kinds):
+        raise InputError(f"{recipe_file} cannot be the recipe of each file type; put {{ftype}} into its name")
+    model = open_model(source, adapters=adapters)
     statistics = None if importance is None else read_importance(importance)
     split = KeptSplit(model.shard_sizes) if keep_split else split
     prepared = []
-    for file_type in dict.fromkeys(file_types):
+    for file_type in kinds:
         own = replace(recipe or gemma_recipe(file_type), file_type=file_type)
         used = statistics is not None and any(own.uses_importance_of(name) for name in statistics.names)
         own = replace(own, has_importance=used)

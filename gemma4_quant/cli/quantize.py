@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gemma4_quant.quantization import QuantizeResult
 
 _EFFORTS = ("fast", "balanced", "best")
+_TYPE_NAMES = ", ".join(kind.name.lower() for kind in FileType if kind is not FileType.NVFP4)
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,20 @@ def register(app: typer.Typer) -> None:
                 show_default=False,
             ),
         ] = None,
+        adapter: Annotated[
+            list[Path] | None,
+            typer.Option(
+                "--adapter",
+                help="Directory of a LoRA adapter to merge into a checkpoint; repeatable.",
+                show_default=False,
+            ),
+        ] = None,
         file_type: Annotated[
             str | None,
             typer.Option(
                 "--type",
-                help="File type, such as q4_k_m, or several (q4_k_m,q6_k) in one run that reads the source once.",
+                help="File type, such as q4_k_m, or several (q4_k_m,q6_k) in one run that reads the source once. "
+                f"There are {_TYPE_NAMES}, or their numbers.",
                 show_default=False,
             ),
         ] = None,
@@ -144,6 +154,7 @@ def register(app: typer.Typer) -> None:
             recipe_from,
         )
         source = local(source, revision, cache_dir, token, may_download=not dry_run)
+        adapters = [local(each, None, cache_dir, token, may_download=not dry_run) for each in adapter or ()]
         base = base_recipe(options, source)
         target = parse_target(rest or [], file_type, threads, base.file_type if base else None)
         recipe = finished_recipe(options, base, target.file_types[0])
@@ -155,6 +166,7 @@ def register(app: typer.Typer) -> None:
                 target.output,
                 target.file_types,
                 importance=imatrix,
+                adapters=adapters,
                 recipe=recipe,
                 effort=_effort(effort),
                 allow_requantize=allow_requantize,
@@ -170,6 +182,7 @@ def register(app: typer.Typer) -> None:
             target.output,
             target.file_types,
             importance=imatrix,
+            adapters=adapters,
             recipe=recipe,
             effort=_effort(effort),
             allow_requantize=allow_requantize,
