@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="run ours with one thread too")
     parser.add_argument("-t", "--threads", type=int, default=n_cores())
     arguments = parser.parse_args()
-    print("| file type | llama-quantize s | ours s | times faster | ours, processor s | peak memory MB | scaling |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| file type | llama-quantize s (processor s) | ours s (processor s) | times faster | peak MB | scaling |")
+    print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.model.parent) as directory:
         importance, output = Path(directory) / "imatrix.gguf", Path(directory) / "output.gguf"
         write_random_importance(arguments.model, importance)
@@ -79,14 +79,16 @@ def one_run(command: list[str | Path], model: Path, output: Path) -> Measured:
 def print_line(file_type: str, runs: dict[str, list[Measured]]) -> None:
     """Print the fastest run of each."""
     fastest = {name: min(found, key=lambda run: run.seconds) for name, found in runs.items() if found}
-    ours = fastest["ours"]
-    theirs = fastest["theirs"].seconds if "theirs" in fastest else float("nan")
-    alone = fastest["alone"].seconds if "alone" in fastest else float("nan")
-    print(
-        f"| {file_type} | {theirs:.1f} | {ours.seconds:.1f} | {theirs / ours.seconds:.2f} | {ours.cpu_s:.1f} "
-        f"| {ours.peak_bytes / 1e6:.0f} | {alone / ours.seconds:.2f} |",
-        flush=True,
-    )
+    ours, theirs, alone = fastest["ours"], fastest.get("theirs"), fastest.get("alone")
+    cells = [
+        file_type,
+        f"{theirs.seconds:.1f} ({theirs.cpu_s:.1f})" if theirs else "",
+        f"{ours.seconds:.1f} ({ours.cpu_s:.1f})",
+        f"{theirs.seconds / ours.seconds:.2f}" if theirs else "",
+        f"{ours.peak_bytes / 1e6:.0f}",
+        f"{alone.seconds / ours.seconds:.2f}" if alone else "",
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
