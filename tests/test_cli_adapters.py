@@ -66,3 +66,30 @@ def test_what_cannot_be_merged_is_one_line_and_exit_code_1(base: Path, tmp_path:
     assert result.exit_code == 1
     assert "uses DoRA" in result.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_quantize_merges_adapters_into_a_checkpoint(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", [QUERIES])
+    merged = tmp_path / "merged.gguf"
+    arguments = [["convert", str(base), "--outfile", str(merged), "--outtype", "f32", "--adapter", str(adapter)]]
+    arguments += [
+        ["quantize", str(base), str(tmp_path / "direct.gguf"), "q8_0", "--adapter", str(adapter)],
+        ["quantize", str(merged), str(tmp_path / "after.gguf"), "q8_0"],
+    ]
+    for each in arguments:
+        result = RUNNER.invoke(app, each)
+        assert result.exit_code == 0, result.output
+    direct, after = (
+        {tensor.name: tensor.source.read_rows(0, tensor.n_rows).tobytes() for tensor in read_gguf(path).tensors}
+        for path in (tmp_path / "direct.gguf", tmp_path / "after.gguf")
+    )
+    assert direct == after
+
+
+def test_adapters_are_not_merged_into_gguf_files(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", [QUERIES])
+    assert RUNNER.invoke(app, ["convert", str(base), "--outfile", str(tmp_path / "base.gguf")]).exit_code == 0
+    arguments = ["quantize", str(tmp_path / "base.gguf"), str(tmp_path / "out.gguf"), "q8_0", "--adapter"]
+    result = RUNNER.invoke(app, [*arguments, str(adapter)])
+    assert result.exit_code == 1
+    assert "is no checkpoint directory" in result.stderr
