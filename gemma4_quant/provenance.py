@@ -1,4 +1,4 @@
-"""What a file was made from, in its metadata: keys `gemma4_quant.*`, documented in docs/metadata.md."""
+"""What a file was made from, in its metadata: keys `gemma4_quant.*`, documented in docs/recipes.md."""
 
 import hashlib
 from collections.abc import Mapping

@@ -13,6 +13,7 @@ import gemma4_quant as gq
 from gemma4_quant.gemma_defaults import gemma_recipe
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.progress import SilentProgress
 from gemma4_quant.recipe import QatMode, Recipe, parse_tensor_type
 
 CONVENTIONS = [
@@ -84,11 +85,34 @@ def test_the_weights_of_the_q4_0_file_predict_what_the_trained_ones_do(learned: 
     assert found["q4_0"].mean.value < 0.8 * found["plain"].mean.value
 
 
-def test_a_file_on_the_grid_survives_an_interruption_and_other_thread_counts(learned: Path, tmp_path: Path) -> None:
+class Interrupting(SilentProgress):
+    """Stops a run in its middle, as Ctrl-C does."""
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """Count down half of the stage."""
+        del label, unit
+        self.left = total // 2
+
+    def advance(self, n: int) -> None:
+        """Interrupt when half is done."""
+        self.left -= n
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(learned: Path, tmp_path: Path) -> None:
     once, again = (
         gq.quantize(learned, tmp_path / f"{n}.gguf", FileType.Q4_0, n_threads=n).path.read_bytes() for n in (1, 4)
     )
     assert once == again
+    stopped = tmp_path / "stopped.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        gq.quantize(learned, stopped, FileType.Q4_0, progress=Interrupting())
+    assert not stopped.exists()
+    result = gq.quantize(learned, stopped, FileType.Q4_0)
+    assert stopped.read_bytes() == once
+    total = sum(tensor.n_weights // 32 for tensor in read_gguf(stopped).tensors if tensor.type is GgmlType.Q4_0)
+    assert 0 < result.qat.n_blocks < total  # what the first run finished was not encoded again
 
 
 def test_other_types_warn_about_a_grid(learned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

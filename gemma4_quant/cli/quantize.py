@@ -292,10 +292,8 @@ def _special(result: "QuantizeResult") -> list[str]:
         lines.append(f"padded {key} {change} with zeros, so that larger blocks fit (--pad-ffn off leaves that out)")
     grids = result.qat
     if grids.n_tensors:
-        lines.append(
-            f"{grids.n_tensors} tensors lie on a trained grid and stay on it: "
-            f"{grids.exact_share:.2%} of their {grids.n_blocks:,} blocks are bit-exact"
-        )
+        exact = f"{grids.exact_share:.2%} of the {grids.n_blocks:,} blocks encoded in this run are bit-exact"
+        lines.append(f"{grids.n_tensors} tensors lie on a trained grid and stay on it: {exact}")
     if grids.left:
         lines.append(f"{len(grids.left)} tensors lie on a trained grid and were moved off it; --type q4_0 would not")
     return lines
