@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_shapes import SHAPES, whole_model, write_shape
+from family_shapes import SHAPES, Shape, whole_model, write_shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_quantize import dry_run
@@ -156,6 +156,55 @@ def test_any_combination_of_options_acts_as_in_llama_cpp(
     overrides = tuple(parse_tensor_type(f"{n}={t}") for n, t in zip(names, types, strict=False))
     recipe = Recipe(file_type, has_importance, pure=pure, output_tensor_type=output, tensor_types=overrides)
     assert_as_llama_cpp(recipe, shape_files[shape])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n_layers=st.integers(3, 70),
+    n_embd=st.sampled_from([256, 480, 512, 1056]),
+    n_ff=st.sampled_from([96, 352, 512, 1536]),
+    heads=st.sampled_from([(8, 1, 1), (8, 4, 4), (16, 8, 2), (4, 2, 1), (6, 6, 6)]),
+    period=st.integers(2, 6),
+    experts=st.sampled_from([(0, 0), (8, 96), (16, 704), (3, 256)]),
+    n_per_layer=st.sampled_from([0, 64, 256]),
+    with_output=st.booleans(),
+    has_importance=st.booleans(),
+)
+def test_models_of_any_shape_are_mixed_as_llama_cpp_does(
+    n_layers: int,
+    n_embd: int,
+    n_ff: int,
+    heads: tuple[int, int, int],
+    period: int,
+    experts: tuple[int, int],
+    n_per_layer: int,
+    with_output: bool,
+    has_importance: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    shape = Shape(
+        n_layers,
+        n_embd,
+        n_ff,
+        *heads,
+        period,
+        n_per_layer=n_per_layer,
+        n_expert=experts[0],
+        n_ff_expert=experts[1],
+        with_output=with_output,
+    )
+    path = tmp_path_factory.mktemp("any") / "shape.gguf"
+    write_shape(path, shape)
+    for file_type in (
+        FileType.Q4_K_M,
+        FileType.Q5_K_S,
+        FileType.Q3_K_L,
+        FileType.Q2_K,
+        FileType.IQ3_XS,
+        FileType.IQ2_M,
+    ):
+        assert_as_llama_cpp(Recipe(file_type, has_importance=has_importance), path)
+    path.unlink()
 
 
 def test_choices_keep_the_order_of_the_model(shape_files: dict[str, Path]) -> None:

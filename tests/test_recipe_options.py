@@ -66,10 +66,8 @@ def test_types_of_another_file_are_taken_over(example_bf16: Path, tmp_path: Path
 def test_a_trained_grid_is_reported(tmp_path: Path) -> None:
     checkpoint = write_snapped_example(tmp_path / "qat", lambda _, rows: four_bit(rows, "absmax/8"))
     kept = run("quantize", checkpoint, tmp_path / "q4_0.gguf", "q4_0")
-    assert (
-        "50 tensors lie on a trained grid and stay on it: 100.00% of the 194,560 blocks encoded in this run are bit-exact"
-        in kept.stdout
-    )
+    assert "50 tensors lie on a trained grid and stay on it" in kept.stdout
+    assert "100.00% of the 194,560 blocks encoded in this run are bit-exact" in kept.stdout
     moved = run("quantize", checkpoint, tmp_path / "q8_0.gguf", "q8_0")
     assert "50 tensors lie on a trained grid and were moved off it" in moved.stdout
     silent = json.loads(run("quantize", checkpoint, tmp_path / "q8_0.gguf", "q8_0", "--qat", "off", "--json").stdout)
