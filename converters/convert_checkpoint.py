@@ -27,12 +27,19 @@ QUANTIZATION_VERSION = 2
 
 
 def load_model(directory: Path, *, model_name: str | None = None, adapters: Sequence[Path] = ()) -> Model:
-    """Open the checkpoint in `directory`, merge `adapters` (directories of PEFT) into it, and convert it.
+    """Open the checkpoint in `directory`, with `adapters` merged into it, and convert it.
 
-    See open_checkpoint, stack_experts, merge_adapters and convert_checkpoint.
+    See open_with_adapters and convert_checkpoint.
     """
-    checkpoint = stack_experts(open_checkpoint(directory))
-    return convert_checkpoint(merge_adapters(checkpoint, adapters), model_name=model_name)
+    return convert_checkpoint(open_with_adapters(directory, adapters), model_name=model_name)
+
+
+def open_with_adapters(directory: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+    """Open the checkpoint in `directory` in the form that conversions expect, with LoRA `adapters` merged into it.
+
+    See open_checkpoint, stack_experts and merge_adapters.
+    """
+    return merge_adapters(stack_experts(open_checkpoint(directory)), adapters)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, *, model_name: str | None = None) -> Model:

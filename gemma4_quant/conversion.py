@@ -95,10 +95,7 @@ def _prepare(
     check_out_type(out_type)
     model = load_model(checkpoint, model_name=model_name, adapters=adapters)
     kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
-    output = output_path(checkpoint, outfile, model, kind)
-    if adapters and (outfile is None or output.parent == outfile):  # not the name of the model without them
-        output = output.with_stem("-".join([output.stem, *(adapter.resolve().name for adapter in adapters)])[:200])
-    return kind, Job(convert_plan(model, kind, split), output)
+    return kind, Job(convert_plan(model, kind, split), output_path(checkpoint, outfile, model, kind, adapters))
 
 
 def check_out_type(out_type: str) -> None:
@@ -155,12 +152,15 @@ def convert_plan(model: Model, kind: GgmlType, split: SplitRule | None = None) -
     )
 
 
-def output_path(checkpoint: Path, outfile: Path | None, model: Model, kind: GgmlType) -> Path:
-    """Return the file to write; see convert's `outfile`."""
+def output_path(
+    checkpoint: Path, outfile: Path | None, model: Model, kind: GgmlType, adapters: Sequence[Path] = ()
+) -> Path:
+    """Return the file to write, which is not that of the model without `adapters`; see convert's `outfile`."""
     try:
         is_directory = outfile is None or outfile.is_dir()
     except OSError as error:  # a name too long for the file system
         raise cannot_write(Path(str(outfile)), error) from error
     if outfile is None or is_directory:
-        return (outfile or output_directory(checkpoint)) / default_file_name(model.metadata, kind)
+        path = (outfile or output_directory(checkpoint)) / default_file_name(model.metadata, kind)
+        return path.with_stem("-".join([path.stem, *(adapter.resolve().name for adapter in adapters)])[:200])
     return with_type(outfile, kind.name)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gemma4_quant.checkpoint import open_checkpoint
 from gemma4_quant.conversion import ConvertResult, check_out_type, convert, forecast_conversion
-from gemma4_quant.converters import convert_checkpoint, load_model
+from gemma4_quant.converters import convert_checkpoint, load_model, open_with_adapters
 from gemma4_quant.converters.projector import has_encoders, open_projector
 from gemma4_quant.errors import CheckpointError, ConfigError, OutputError
 from gemma4_quant.forecast import Forecast
@@ -51,14 +50,14 @@ def convert_all(
 
     directory: where to put the files, None for the checkpoint's own; they are named as llama.cpp's converter names
     them. out_type: as for `convert`. drafter: directory of an `-assistant` checkpoint. model_name: `general.name` of
-    text model and projector. adapters, split: as for `convert`, of the text model. exact_gelu: as for
-    `convert_projector`.
+    text model and projector. adapters: as for `convert`, of both. split: as for `convert`, of the text model.
+    exact_gelu: as for `convert_projector`.
     Raises CheckpointError and its kinds before anything is written for bad input and for a drafter of another model,
     OutputError when a file cannot be written, RunError when llama.cpp does not load the files together.
     """
     check_out_type(out_type)
     target = _directory(checkpoint, directory)
-    is_multimodal = _check_inputs(checkpoint, drafter, model_name)
+    is_multimodal = _check_inputs(checkpoint, drafter, model_name, adapters)
     model = convert(
         checkpoint,
         target,
@@ -76,6 +75,7 @@ def convert_all(
             target,
             out_type,
             model_name=model_name,
+            adapters=adapters,
             exact_gelu=exact_gelu,
             n_threads=n_threads,
             progress=progress,
@@ -101,7 +101,7 @@ def forecast_all(
 ) -> Forecast:
     """Say what `convert_all` would do with the same arguments; reads no weight and writes nothing."""
     target = _directory(checkpoint, directory)
-    is_multimodal = _check_inputs(checkpoint, drafter, model_name)
+    is_multimodal = _check_inputs(checkpoint, drafter, model_name, adapters)
     text = forecast_conversion(
         checkpoint, target, out_type, model_name=model_name, adapters=adapters, split=split, n_threads=n_threads
     )
@@ -109,7 +109,13 @@ def forecast_all(
     if is_multimodal:
         parts.append(
             forecast_projector(
-                checkpoint, target, out_type, model_name=model_name, exact_gelu=exact_gelu, n_threads=n_threads
+                checkpoint,
+                target,
+                out_type,
+                model_name=model_name,
+                adapters=adapters,
+                exact_gelu=exact_gelu,
+                n_threads=n_threads,
             )
         )
     if drafter is not None:
@@ -154,9 +160,9 @@ def check_drafter(model: Model, drafter: Model) -> None:
         )
 
 
-def _check_inputs(checkpoint: Path, drafter: Path | None, model_name: str | None) -> bool:
+def _check_inputs(checkpoint: Path, drafter: Path | None, model_name: str | None, adapters: Sequence[Path]) -> bool:
     """Look at all inputs before anything is written; tell whether there are encoders."""
-    opened = open_checkpoint(checkpoint)
+    opened = open_with_adapters(checkpoint, adapters)
     model = convert_checkpoint(opened, model_name=model_name)
     if get_string(model.metadata, "general.architecture") != _TARGET:
         raise ConfigError(f"{checkpoint} holds a drafter; give its target model, and this one with --drafter")

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
-from gemma4_quant.checkpoint import open_checkpoint
 from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.half import LARGEST
 from gemma4_quant.conversion import ConvertResult, check_out_type, output_path, write_converted
-from gemma4_quant.converters import auto_type, float_type
+from gemma4_quant.converters import auto_type, float_type, open_with_adapters
 from gemma4_quant.converters.projector import Projector, is_limit, open_projector
 from gemma4_quant.destination import input_files
 from gemma4_quant.errors import listed
@@ -37,6 +36,7 @@ def convert_projector(
     out_type: str = "auto",
     *,
     model_name: str | None = None,
+    adapters: Sequence[Path] = (),
     exact_gelu: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
@@ -44,13 +44,14 @@ def convert_projector(
     """Convert the vision and audio encoders of a Gemma 4 checkpoint to a GGUF file for llama.cpp's mtmd.
 
     outfile: as for `convert`. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the encoders are stored in
-    and BF16 when it is F32. exact_gelu: have llama.cpp compute the vision tower's activation as the model does;
-    without it the file equals that of llama.cpp's converter, with which it takes a rougher one.
+    and BF16 when it is F32. adapters: directories of LoRA adapters to merge, one after the other. exact_gelu: have
+    llama.cpp compute the vision tower's activation as the model does; without it the file equals that of llama.cpp's
+    converter, with which it takes a rougher one.
     Tensors with weights beyond float16 stay F32 in an F16 file; the result's remarks name them. Raises ConfigError
     for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError and its kinds for other
     bad input, OutputError when the file cannot be written.
     """
-    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, exact_gelu)
+    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, adapters, exact_gelu)
     too_large = [t.name for t in projector.model.tensors if becomes_float16(t, kind) and _overflows_float16(t)]
     remarks = (*projector.remarks, *_overflow_remarks(too_large))
     for remark in remarks:
@@ -72,6 +73,7 @@ def forecast_projector(
     out_type: str = "auto",
     *,
     model_name: str | None = None,
+    adapters: Sequence[Path] = (),
     exact_gelu: bool = False,
     n_threads: int | None = None,
 ) -> Forecast:
@@ -79,7 +81,7 @@ def forecast_projector(
 
     Weights beyond float16, which would need more room in an F16 file, are not looked for.
     """
-    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, exact_gelu)
+    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, adapters, exact_gelu)
     job = Job(projector_plan(projector.model, kind), output)
     inputs = input_files(checkpoint)
     return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=n_threads)
@@ -110,13 +112,19 @@ def becomes_float16(tensor: Tensor, kind: GgmlType) -> bool:
 
 
 def _prepare(
-    checkpoint: Path, outfile: Path | None, out_type: str, model_name: str | None, exact_gelu: bool
+    checkpoint: Path,
+    outfile: Path | None,
+    out_type: str,
+    model_name: str | None,
+    adapters: Sequence[Path],
+    exact_gelu: bool,
 ) -> tuple[GgmlType, Path, Projector]:
     """Choose type and name of the output, and open what goes into it."""
     check_out_type(out_type)
-    projector = open_projector(open_checkpoint(checkpoint), model_name=model_name, exact_gelu=exact_gelu)
+    opened = open_with_adapters(checkpoint, adapters)
+    projector = open_projector(opened, model_name=model_name, exact_gelu=exact_gelu)
     kind = auto_type(projector.model, GgmlType.BF16) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
-    return kind, output_path(checkpoint, outfile, projector.model, kind), projector
+    return kind, output_path(checkpoint, outfile, projector.model, kind, adapters), projector
 
 
 def _overflows_float16(tensor: Tensor) -> bool:

@@ -49,6 +49,7 @@ class ConversionRequest:
                 self.outfile,
                 self.out_type,
                 model_name=self.model_name,
+                adapters=self.adapters,
                 exact_gelu=self.exact_gelu,
                 n_threads=self.n_threads,
             )
@@ -84,6 +85,7 @@ class ConversionRequest:
                 self.outfile,
                 self.out_type,
                 model_name=self.model_name,
+                adapters=self.adapters,
                 exact_gelu=self.exact_gelu,
                 n_threads=self.n_threads,
                 progress=progress,

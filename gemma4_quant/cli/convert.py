@@ -108,7 +108,7 @@ def register(app: typer.Typer) -> None:
                 f"{outtype!r} is not an --outtype ({', '.join(conversion.OUT_TYPES)}); for other types run quantize"
             )
         split = split_limits(split_max_size, split_max_tensors)
-        part = _part(mmproj, everything, drafter, exact_gelu, changes_text=bool(adapter or split))
+        part = _part(mmproj, everything, drafter, exact_gelu, is_split=split is not None)
         if base is not None and not as_adapter:
             raise typer.BadParameter("--base goes with --as-adapter; to merge an adapter, use --adapter")
         if as_adapter:
@@ -152,12 +152,12 @@ def register(app: typer.Typer) -> None:
             emit(result, as_json=json, text=_describe(result))
 
 
-def _part(mmproj: bool, everything: bool, drafter: Path | None, exact_gelu: bool, *, changes_text: bool) -> Part:
+def _part(mmproj: bool, everything: bool, drafter: Path | None, exact_gelu: bool, *, is_split: bool) -> Part:
     """Return what is meant; raises typer.BadParameter for options that contradict each other."""
     if mmproj and everything:
         raise typer.BadParameter("--all includes the encoders; leave out --mmproj")
-    if mmproj and changes_text:
-        raise typer.BadParameter("--adapter and --split-max-… are for the text model; leave them out with --mmproj")
+    if mmproj and is_split:
+        raise typer.BadParameter("--split-max-… is for the text model; leave it out with --mmproj")
     if drafter is not None and not everything:
         raise typer.BadParameter("--drafter goes with --all; to convert a drafter alone, give it as CHECKPOINT")
     if exact_gelu and not (mmproj or everything):
