@@ -166,8 +166,8 @@ class Tensor:
 
     @property
     def n_matrices(self) -> int:
-        """Matrices stacked in the tensor: the experts of a MoE tensor, else 1."""
-        return prod(self.shape[:-2])
+        """Matrices stacked in the tensor: the experts of a MoE tensor, else 1 (also for kernels of convolutions)."""
+        return self.shape[0] if len(self.shape) == 3 else 1
 
     @property
     def n_weights(self) -> int:
