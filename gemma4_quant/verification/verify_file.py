@@ -9,12 +9,12 @@ from gemma4_quant.checkpoint import find_checkpoint_file
 from gemma4_quant.converters import load_model
 from gemma4_quant.converters.projector import load_projector
 from gemma4_quant.cores import n_cores
-from gemma4_quant.errors import GgufError, InputError
+from gemma4_quant.errors import GgufError, InputError, naming
 from gemma4_quant.metadata import get_string
 from gemma4_quant.model import Model
 from gemma4_quant.padding import FeedForward, can_be_padded, padded
 from gemma4_quant.progress import Progress, SilentProgress
-from gemma4_quant.source import PROJECTOR
+from gemma4_quant.source import PROJECTOR, exists
 from gemma4_quant.split_reader import read_model
 from gemma4_quant.verification.findings import Finding, Part
 from gemma4_quant.verification.judgement import TensorResult
@@ -68,13 +68,16 @@ def verify(
     """
     started = time.monotonic()
     file = _open_gguf(path)
-    original = _padded_like(file, _open_original(against, file, adapters))
-    tensors = compare_tensors(file, original, n_threads=n_threads or n_cores(), progress=progress or SilentProgress())
-    parts = [tensors.part, compare_settings(file.metadata, original.metadata, _prefix(original))]
-    if TOKENS in original.metadata:
-        tokenizer = _tokenizer(against, original)
-        parts.append(compare_tokenizers(Tokenizer(file.path, file.metadata), tokenizer))
-        parts.append(compare_templates(file.metadata, original.metadata))
+    with naming(path):
+        original = _padded_like(file, _open_original(against, file, adapters))
+        tensors = compare_tensors(
+            file, original, n_threads=n_threads or n_cores(), progress=progress or SilentProgress()
+        )
+        parts = [tensors.part, compare_settings(file.metadata, original.metadata, _prefix(original))]
+        if TOKENS in original.metadata:
+            tokenizer = _tokenizer(against, original)
+            parts.append(compare_tokenizers(Tokenizer(file.path, file.metadata), tokenizer))
+            parts.append(compare_templates(file.metadata, original.metadata))
     return VerifyResult(
         path=path,
         against=against,
@@ -86,12 +89,14 @@ def verify(
 
 
 def _open_gguf(path: Path) -> Model:
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         raise InputError(f"{path} does not exist or is no file; give a GGUF file")
     model = read_model(path)
     if _ARCHITECTURE not in model.metadata:
         raise GgufError(f"{path} holds no model: it has no {_ARCHITECTURE}")
-    if get_string(model.metadata, "general.type", "model") == _ADAPTER:
+    with naming(path):
+        kind = get_string(model.metadata, "general.type", "model")
+    if kind == _ADAPTER:
         raise GgufError(f"{path} holds an adapter; verify the model with the adapter merged into it")
     return model
 
