@@ -20,7 +20,7 @@ _EXPERT = re.compile(
     r"(?P<stack>.*\.experts)\.(?P<number>0|[1-9]\d{0,4})\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)\.weight"
 )
 
-_PARTS = {
+_PARTS: Mapping[frozenset[str], Mapping[str, tuple[str, ...]]] = {
     frozenset({"gate_proj", "up_proj", "down_proj"}): {
         "down_proj": ("down_proj",),
         "gate_up_proj": ("gate_proj", "up_proj"),
