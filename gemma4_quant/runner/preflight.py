@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from gemma4_quant.errors import GgufError
 from gemma4_quant.metadata import Metadata, Value, ValueType, get_int, get_string
 from gemma4_quant.model import Model
+from gemma4_quant.runner.layout_limits import refuse_impossible_layouts
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS (llama-hparams.h)
 _MAX_WINDOW = 1 << 24  # far above any context
@@ -21,7 +22,9 @@ def refuse_what_aborts(model: Model) -> None:
     """Raise GgufError, naming file and key, for metadata that llama.cpp would abort on; absent keys pass."""
     try:
         prefix = get_string(model.metadata, "general.architecture")
-        _check_layers(model.metadata, prefix)
+        n_layers = _check_layers(model.metadata, prefix)
+        if n_layers is not None:
+            refuse_impossible_layouts(model, prefix, n_layers)
         _check_epsilon(model.metadata, f"{prefix}.attention.layer_norm_rms_epsilon")
         _check_window(model.metadata, f"{prefix}.attention.sliding_window")
         _check_rope(model.metadata, prefix)
@@ -30,20 +33,22 @@ def refuse_what_aborts(model: Model) -> None:
         raise GgufError(f"{model.path}: {error}; llama.cpp cannot load this file, convert the model again") from error
 
 
-def _check_layers(metadata: Metadata, prefix: str) -> None:
+def _check_layers(metadata: Metadata, prefix: str) -> int | None:
+    """Return the number of layers; None when the file does not say it."""
     key = f"{prefix}.block_count"
     if key not in metadata:
-        return
+        return None
     n_layers = get_int(metadata, key)
     if not 1 <= n_layers <= _MAX_LAYERS:
         raise GgufError(f"{key} is {n_layers}, not 1 to {_MAX_LAYERS}")
     # llama_model::create_memory asserts it for gemma4, not for assistants, which may share all of their layers.
     if prefix != "gemma4":
-        return
+        return n_layers
     shared_key = f"{prefix}.attention.shared_kv_layers"
     n_shared = get_int(metadata, shared_key, 0)
     if n_shared > n_layers - 2:
         raise GgufError(f"{shared_key} is {n_shared} and {key} {n_layers}; two layers must have their own KV cache")
+    return n_layers
 
 
 def _check_epsilon(metadata: Metadata, key: str) -> None:
