@@ -18,8 +18,8 @@ from gemma4_quant.throughput import Speed, measure_speed
 class ModelResult:
     """Measurements of one file.
 
-    n_bytes: size of the file. bits_per_weight: of its tensors. score: perplexity and divergence, None without a
-    text. is_reference: whether the others are compared with this file. prompt, generation: speeds, None when not
+    n_bytes: size of the file, or of all shards. bits_per_weight: of its tensors. score: perplexity and divergence,
+    None without a text. is_reference: whether the others are compared with this file. prompt, generation: speeds, None when not
     measured.
     """
 
@@ -143,12 +143,12 @@ def _result(
     *,
     is_reference: bool,
 ) -> ModelResult:
-    n_weights = model.file.n_weights
+    n_weights, tensors = model.file.n_weights, model.file.tensors
     return ModelResult(
         path=path,
-        n_bytes=path.stat().st_size,
+        n_bytes=sum({file.path: file.n_bytes for tensor in tensors for file in tensor.source.files}.values()),
         n_weights=n_weights,
-        bits_per_weight=8 * sum(tensor.n_bytes for tensor in model.file.tensors) / n_weights,
+        bits_per_weight=8 * sum(tensor.n_bytes for tensor in tensors) / n_weights,
         is_reference=is_reference,
         score=score,
         prompt=speeds[0],

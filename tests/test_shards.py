@@ -81,8 +81,10 @@ def test_any_shard_opens_the_whole_model(split: tuple[Path, ...], example_bf16: 
             assert rows.tobytes() == expected.source.read_rows(0, expected.n_rows).tobytes()
 
 
-def test_llama_cpp_loads_the_first_shard(split: tuple[Path, ...]) -> None:
-    with LoadedModel(split[0]) as model:
+def test_llama_cpp_runs_what_any_shard_belongs_to(split: tuple[Path, ...]) -> None:
+    result = gq.bench([split[1]], n_prompt=16, n_generate=0).models[0]
+    assert result.n_bytes == sum(path.stat().st_size for path in split)
+    with LoadedModel(split[2]) as model:
         assert model.n_vocab == 2048
 
 

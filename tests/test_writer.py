@@ -16,12 +16,12 @@ from gemma4_quant.errors import NonFiniteError, OutputError
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.journal import Journal
-from gemma4_quant.metadata import string
+from gemma4_quant.metadata import string, uint32
 from gemma4_quant.model import ArrayRows, DataFile, FileRows, Tensor
 from gemma4_quant.partial_file import PartialFile
 from gemma4_quant.plan import Assignment, Plan, make_plan
 from gemma4_quant.tiles import Destination, Tile, tiles_of
-from gemma4_quant.writer import write_gguf
+from gemma4_quant.writer import Job, write_gguf, write_ggufs
 
 METADATA = {"general.architecture": string("gemma4")}
 
@@ -141,6 +141,58 @@ def test_a_partial_file_of_another_plan_is_not_reused(tensors: list[Tensor], tmp
         read_gguf(output).tensors[0].source.read_rows(0, 5).view("<f4").tobytes()
         == float_rows(tensors[0])[:5].tobytes()
     )
+
+
+def test_a_locked_output_leaves_what_another_has_done(
+    tensors: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two outputs the second is being written by another run: the first one's earlier work must survive that."""
+    plan, other = plan_for(tensors, GgmlType.Q8_0), plan_for(tensors, GgmlType.F16)
+    write = writer.write_tile
+
+    def interrupting(tile: Tile, destinations: Sequence[Destination], effort: Effort) -> int:
+        if tile.tensor.name == "vector":
+            raise KeyboardInterrupt
+        return write(tile, destinations, effort)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "write_tile", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            write_gguf(plan, tmp_path / "first.gguf")
+    left = {path.name: path.read_bytes() for path in tmp_path.glob("first*")}
+    assert len(left) == 2
+    journal = Journal(tmp_path / "second.gguf", "another run")
+    with pytest.raises(OutputError, match="another run"):
+        write_ggufs([Job(plan, tmp_path / "first.gguf"), Job(other, tmp_path / "second.gguf")])
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("first*")} == left
+    journal.remove()
+    write_ggufs([Job(plan, tmp_path / "first.gguf"), Job(other, tmp_path / "second.gguf")])
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_journal_line_cut_off_by_a_crash_does_not_count(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.gguf", "digest")
+    journal.begin()
+    journal.add(["one", "odd\nname"])
+    journal.close()
+    path = tmp_path / "out.gguf.partial.journal"
+    path.write_bytes(path.read_bytes() + b"done tw")
+    again = Journal(tmp_path / "out.gguf", "digest")
+    assert [again.has(name) for name in ("one", "odd\nname", "tw", "two")] == [True, True, False, False]
+    again.add(["two"])
+    again.close()
+    assert Journal(tmp_path / "out.gguf", "digest").has("two")
+    assert not Journal(tmp_path / "other.gguf", "other").resumes
+
+
+def test_an_alignment_of_the_source_holds_in_the_output(tensors: list[Tensor], tmp_path: Path) -> None:
+    plan = make_plan(
+        {**METADATA, "general.alignment": uint32(4096)}, [Assignment(tensor, GgmlType.F32) for tensor in tensors]
+    )
+    write_gguf(plan, tmp_path / "out.gguf")
+    for tensor, found in zip(tensors, gguf.GGUFReader(tmp_path / "out.gguf").tensors, strict=True):
+        assert found.data_offset % 4096 == 0
+        assert found.data.tobytes() == float_rows(tensor).tobytes()
 
 
 def test_two_runs_do_not_write_the_same_output(tensors: list[Tensor], tmp_path: Path) -> None:

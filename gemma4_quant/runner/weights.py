@@ -26,8 +26,9 @@ _MAX_TEXT_BYTES = (1 << 31) - 1  # llama_tokenize takes the length as int32
 class LoadedModel:
     """The weights of a GGUF file in llama.cpp's hands, memory-mapped; a context manager.
 
-    path: the file. file: its metadata and tensors. n_vocab: number of tokens. bos: the token that begins a text.
-    add_bos: whether a text begins with it. n_gpu_layers: layers to offload; None for all that fit.
+    path: the file, or any shard of a split model. file: its metadata and tensors. n_vocab: number of tokens. bos: the
+    token that begins a text. add_bos: whether a text begins with it. n_gpu_layers: layers to offload; None for all
+    that fit.
     """
 
     def __init__(self, path: Path, *, n_gpu_layers: int | None = None, vocab_only: bool = False) -> None:
@@ -52,7 +53,7 @@ class LoadedModel:
         self.handle: Any = None
         try:
             with deferred_interrupt():
-                self.handle = self._llama.llama_model_load_from_file(os.fsencode(path), params)
+                self.handle = self._llama.llama_model_load_from_file(os.fsencode(self.file.path), params)
         except KeyboardInterrupt:
             self.close()
             raise
