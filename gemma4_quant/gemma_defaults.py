@@ -10,19 +10,24 @@ from gemma4_quant.recipe import Floor, PadMode, QatMode, Recipe
 
 _PROJ = re.compile(r"^blk\.\d+\.proj\.weight$")
 _INP_GATE = re.compile(r"^blk\.\d+\.inp_gate\.weight$")
+_KEYS_AND_VALUES = re.compile(r"^blk\.\d+\.attn_[kv]\.weight$")
+_PER_LAYER_TABLE = "per_layer_token_embd.weight"
 _WHY_PROJ = "adds the per-layer embeddings to every layer's output; next to the tables, most divergence a byte"
 _WHY_INP_GATE = "gates what the per-layer embeddings add to every layer's output, and is as small"
-
-_LOW_BITS = 3.0
-"""In a file of fewer bits the other tensors lose far more, and the higher floors would be over 1 % of it."""
+_WHY_KEYS = "few heads that all queries and the later layers share, in the models with per-layer embeddings"
 
 GEMMA_FLOORS = (
-    Floor(_PROJ, GgmlType.Q8_0, _WHY_PROJ, from_bits=_LOW_BITS),
-    Floor(_INP_GATE, GgmlType.Q6_K, _WHY_INP_GATE, from_bits=_LOW_BITS),
+    Floor(_PROJ, GgmlType.Q8_0, _WHY_PROJ, from_bits=3.0),
+    Floor(_INP_GATE, GgmlType.Q6_K, _WHY_INP_GATE, from_bits=3.0),
+    Floor(_KEYS_AND_VALUES, GgmlType.Q6_K, _WHY_KEYS, from_bits=4.0, beside=_PER_LAYER_TABLE),
     Floor(_PROJ, GgmlType.Q6_K, _WHY_PROJ),
     Floor(_INP_GATE, GgmlType.Q4_K, _WHY_INP_GATE),
 )
-"""Least types of the matrices of the per-layer path, less than 1 % of a file of E2B or E4B."""
+"""Least types of the matrices that cost most divergence for their bytes.
+
+The bounds in bits keep what they add below 1 % of any file of E2B and E4B; in a file of fewer bits the other tensors
+lose far more. Keys and values of the larger models have more heads, and would take more than that.
+"""
 
 
 def gemma_recipe(file_type: FileType) -> Recipe:

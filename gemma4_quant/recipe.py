@@ -1,8 +1,8 @@
 """Which type every tensor of a quantized file gets: llama-quantize's mixture, floors under it, the user's wishes."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -84,17 +84,21 @@ class PadMode(StrEnum):
 class Floor:
     """A type below whose bits the mixture does not take tensors in whose name `pattern` is found, and why.
 
-    from_bits: holds for file types whose own type has at least so many bits a weight.
+    from_bits: holds for file types whose own type has at least so many bits a weight. beside: holds in models that
+    have a tensor of this name, in all when empty.
     """
 
     pattern: re.Pattern[str]
     type: GgmlType
     why: str = ""
     from_bits: float = 0.0
+    beside: str = ""
 
-    def holds(self, name: str, file_type: FileType) -> bool:
-        """Tell whether the floor is one for the tensor called `name` in a file of `file_type`."""
-        return self.pattern.search(name) is not None and bits_per_weight(default_type(file_type)) >= self.from_bits
+    def holds(self, file_type: FileType, names: Collection[str]) -> bool:
+        """Tell whether the floor is one for files of `file_type` of a model with tensors of these names."""
+        return bits_per_weight(default_type(file_type)) >= self.from_bits and (
+            not self.beside or self.beside in names
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,9 @@ def choose_types(recipe: Recipe, model: Model) -> list[Choice]:
     names = [tensor.name for tensor in model.tensors]
     facts = model_facts(model.metadata, names)
     mixture = Mixture(recipe.file_type, facts, has_importance=recipe.has_importance)
+    if recipe.floors:
+        holding = tuple(floor for floor in recipe.floors if floor.holds(recipe.file_type, names))
+        recipe = replace(recipe, floors=holding)
     choices: dict[str, Choice] = {}
     for tensor in sorted(model.tensors, key=lambda tensor: visiting_order(tensor.name)):
         wanted, reason = _wanted(recipe, tensor, mixture)
@@ -215,7 +222,7 @@ def _is_kept(recipe: Recipe, tensor: Tensor) -> bool:
 def _mixed(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType, Reason]:
     """Return what the mixture and the floors under it say of a tensor."""
     chosen = mixture.choose(tensor, recipe.output_tensor_type)
-    floor = next((floor for floor in recipe.floors if floor.holds(tensor.name, recipe.file_type)), None)
+    floor = next((floor for floor in recipe.floors if floor.pattern.search(tensor.name)), None)
     if floor is not None and bits_per_weight(_fitting(tensor, chosen, Reason.MIXTURE)) < bits_per_weight(floor.type):
         return floor.type, Reason.FLOOR
     return chosen, Reason.FILE_TYPE if chosen is default_type(recipe.file_type) else Reason.MIXTURE

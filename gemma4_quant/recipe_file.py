@@ -54,6 +54,8 @@ def render_recipe(recipe: Recipe, choices: Iterable[Choice] = ()) -> str:
         lines += ["", "[[floors]]", f"pattern = {_text(floor.pattern.pattern)}", f"type = {_quoted(floor.type)}"]
         if floor.from_bits:
             lines.append(f"from_bits = {floor.from_bits}  # only in files whose own type has so many bits a weight")
+        if floor.beside:
+            lines.append(f"beside = {_text(floor.beside)}  # only in models with this tensor")
         if floor.why:
             lines.append(f"why = {_text(floor.why)}")
     return "\n".join(lines) + "\n"
@@ -206,7 +208,7 @@ def _floors(table: Mapping[str, Any]) -> tuple[Floor, ...]:
 
 
 def _floor(entry: Mapping[str, Any]) -> Floor:
-    if not {"pattern", "type"} <= entry.keys() <= {"pattern", "type", "why", "from_bits"}:
+    if not {"pattern", "type"} <= entry.keys() <= {"pattern", "type", "why", "from_bits", "beside"}:
         raise InputError(f"a floor has {', '.join(entry) or 'nothing'}; it needs pattern and type, may have the rest")
     from_bits = entry.get("from_bits", 0.0)
     if isinstance(from_bits, bool) or not isinstance(from_bits, int | float):
@@ -216,6 +218,7 @@ def _floor(entry: Mapping[str, Any]) -> Floor:
         parse_ggml_type(_string(entry, "type")),
         _as_string("why", entry.get("why", "")),
         float(from_bits),
+        _as_string("beside", entry.get("beside", "")),
     )
 
 

@@ -294,16 +294,19 @@ def test_floors_for_gemma_cost_less_than_a_hundredth_of_any_file(shape: str, who
         assert plain <= safe < 1.01 * plain, file_type
 
 
-def test_floors_for_gemma_hold_the_per_layer_projections_only(whole_models: dict[str, Model]) -> None:
+def test_floors_for_gemma_hold_small_matrices_of_the_per_layer_models_only(whole_models: dict[str, Model]) -> None:
     model = whole_models["E2B"]
-    strict, safe = (by_name(choose_types(r, model)) for r in (Recipe(FileType.Q4_K_M), gemma_recipe(FileType.Q4_K_M)))
+    strict, safe = (by_name(choose_types(r, model)) for r in (Recipe(FileType.Q4_K_S), gemma_recipe(FileType.Q4_K_S)))
     changed = {name for name in strict if strict[name] is not safe[name]}
-    assert changed == {f"blk.{layer}.{part}.weight" for layer in range(35) for part in ("proj", "inp_gate")}
+    small = {f"blk.{layer}.{part}.weight" for layer in range(35) for part in ("proj", "inp_gate")}
+    assert changed == small | {f"blk.{layer}.attn_{part}.weight" for layer in range(15) for part in "kv"}
     assert {safe[f"blk.3.{part}.weight"] for part in ("proj", "inp_gate")} == {GgmlType.Q8_0, GgmlType.Q6_K}
-    for name in ("26B-A4B", "31B"):
-        assert choose_types(gemma_recipe(FileType.Q2_K), whole_models[name]) == choose_types(
-            Recipe(FileType.Q2_K), whole_models[name]
-        )
+    for name in ("12B", "26B-A4B", "31B"):
+        for file_type in MIXABLE:
+            if file_type is not FileType.Q1_0:  # whose blocks fit no feed-forward layer of 26B-A4B
+                recipes = (Recipe(file_type), gemma_recipe(file_type))
+                plain, gemma = (choose_types(recipe, whole_models[name]) for recipe in recipes)
+                assert plain == gemma
 
 
 def test_floors_lift_what_the_mixture_chose_but_not_what_was_asked_for() -> None:

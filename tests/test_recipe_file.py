@@ -49,7 +49,7 @@ def recipes() -> st.SearchStrategy[Recipe]:
         ).map(tuple),
         named_types=st.dictionaries(texts, types, max_size=3),
         floors=st.lists(
-            st.builds(Floor, patterns, types, st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 32)),
+            st.builds(Floor, patterns, types, why=texts | st.just(""), from_bits=st.floats(0, 32), beside=texts),
             max_size=3,
         ).map(tuple),
         qat=st.sampled_from(QatMode),
