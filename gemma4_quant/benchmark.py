@@ -19,8 +19,8 @@ class ModelResult:
     """Measurements of one file.
 
     n_bytes: size of the file, or of all shards. bits_per_weight: of its tensors. score: perplexity and divergence,
-    None without a text. is_reference: whether the others are compared with this file. prompt, generation: speeds, None when not
-    measured.
+    None without a text. is_reference: whether the others are compared with this file. prompt, generation: speeds,
+    None when not measured.
     """
 
     path: Path
