@@ -21,7 +21,7 @@ def open_model(path: Path, *, with_projectors: bool = False, adapters: Sequence[
     with_projectors: take a projector's GGUF file too. adapters: directories of LoRA adapters to merge into a
     checkpoint.
     """
-    if not _exists(path):
+    if not exists(path):
         raise InputError(f"{path} does not exist; give a checkpoint directory or a GGUF file")
     if path.is_dir():
         from gemma4_quant.converters import load_model
@@ -34,7 +34,7 @@ def open_model(path: Path, *, with_projectors: bool = False, adapters: Sequence[
 
 def open_gguf(path: Path, *, with_projectors: bool = False) -> Model:
     """Open a GGUF file of a Gemma 4 model, or all shards of a split one; raises GgufError for any other."""
-    if not _exists(path) or not path.is_file():
+    if not exists(path) or not path.is_file():
         raise InputError(f"{path} is not a GGUF file; give one made by `gemma4-quant convert`")
     model = read_model(path)
     if "general.architecture" not in model.metadata:
@@ -55,7 +55,8 @@ def open_gguf(path: Path, *, with_projectors: bool = False) -> Model:
     return model
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Tell whether a file or directory is there; raises InputError when that cannot be found out."""
     try:
         return path.exists()
     except OSError as error:  # a name too long, a directory that may not be read
