@@ -7,13 +7,14 @@ ggml_can_mul_mat (ggml.c). What it throws and reports as an error is left to it.
 import math
 from collections.abc import Sequence
 
-from gemma4_quant.errors import GgufError
+from gemma4_quant.errors import GgufError, listed
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metadata import Metadata, ValueType, get_int, get_string
 from gemma4_quant.model import Model
 
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS (llama-hparams.h)
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPE_SCALING_TYPES (llama-model.cpp)
+_NO_WEIGHTS = (GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64)
 _INTEGERS = (ValueType.BOOL, ValueType.UINT32, ValueType.INT32)
 
 
@@ -27,10 +28,18 @@ def refuse_impossible_layouts(model: Model, prefix: str, n_layers: int) -> None:
     n_drafted = get_int(metadata, f"{prefix}.nextn_predict_layers", 0)
     if n_drafted > n_layers:
         raise GgufError(f"{prefix}.nextn_predict_layers is {n_drafted}, more than {n_layers} layers")
-    # the CPU adds and multiplies float32 vectors only
-    packed = [tensor.name for tensor in model.tensors if len(tensor.shape) == 1 and tensor.type is not GgmlType.F32]
-    if packed:
-        raise GgufError(f"{len(packed)} vectors are not stored as F32, such as {packed[0][:80]}")
+    _check_types(model)
+
+
+def _check_types(model: Model) -> None:
+    """The CPU multiplies no matrices of integers, and by no vectors but of float32 (ggml-cpu/binary-ops.cpp)."""
+    odd = [
+        tensor.name
+        for tensor in model.tensors
+        if tensor.type in _NO_WEIGHTS or (len(tensor.shape) == 1 and tensor.type is not GgmlType.F32)
+    ]
+    if odd:
+        raise GgufError(f"{len(odd)} tensors have a type that llama.cpp does not compute with: {listed(odd, 3)}")
 
 
 def _check_attention_pattern(metadata: Metadata, prefix: str, n_layers: int) -> None:
@@ -48,7 +57,7 @@ def _check_attention_pattern(metadata: Metadata, prefix: str, n_layers: int) -> 
         source = first_shared - (2 if is_local[layer] else 1)
         if is_local[source] is not is_local[layer]:
             raise GgufError(
-                f"{key}: layer {layer} takes the keys and values of layer {source}, whose attention is of another kind"
+                f"{key}: layer {layer} takes the keys and values of layer {source}, whose attention is another"
             )
 
 
