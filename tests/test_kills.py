@@ -130,6 +130,20 @@ def test_a_run_killed_between_renames_is_finished_without_encoding(
     assert convert() == expected
 
 
+def test_a_limit_on_the_size_of_files_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """As on a file system with a largest size of files."""
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
+        "from gemma4_quant.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", limited, "convert", str(EXAMPLE), "--outfile", str(tmp_path / "out.gguf")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "File too large" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB, where mounting is allowed."""

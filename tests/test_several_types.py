@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import gemma4_quant as gq
+from gemma4_quant import writer
 from gemma4_quant.cli.app import app
+from gemma4_quant.codecs.base import Effort
 from gemma4_quant.conversion import forecast_conversion
 from gemma4_quant.errors import OutputError
 from gemma4_quant.ggml import FileType
@@ -18,6 +21,7 @@ from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.model import FileRows
 from gemma4_quant.quantization import forecast_quantization, quantize_each
 from gemma4_quant.shards import SplitLimits
+from gemma4_quant.tiles import Destination, Tile
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 TYPES = (FileType.Q4_K_M, FileType.Q8_0, FileType.BF16)
@@ -50,6 +54,34 @@ def test_the_source_is_read_once(source: Path, tmp_path: Path, monkeypatch: pyte
     quantize_each(source, tmp_path / "{ftype}.gguf", (FileType.Q8_0, FileType.Q5_K_M), n_threads=1)
     assert len(n_read) > 40
     assert set(n_read.values()) == {1}
+
+
+def test_an_interrupted_run_of_several_types_can_be_finished_one_by_one(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = gq.quantize(source, tmp_path / "whole.gguf", FileType.Q8_0).path.read_bytes()
+    write = writer.write_tile
+    names: list[str] = []
+
+    def interrupting(tile: Tile, destinations: Sequence[Destination], effort: Effort) -> int:
+        if len(names) == 60:
+            raise KeyboardInterrupt
+        names.append(tile.tensor.name)
+        return write(tile, destinations, effort)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "write_tile", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_each(source, tmp_path / "{ftype}.gguf", TYPES, n_threads=1)
+    before = set(names[:50])  # the rest was under way
+    names.clear()
+    monkeypatch.setattr(
+        writer, "write_tile", lambda tile, *rest: names.append(tile.tensor.name) or write(tile, *rest)
+    )
+    assert gq.quantize(source, tmp_path / "{ftype}.gguf", FileType.Q8_0).path.read_bytes() == expected
+    assert not before & set(names)
+    assert not list(tmp_path.glob("q8_0.gguf.*"))
+    assert (tmp_path / "q4_k_m.gguf.partial").exists()
 
 
 def test_files_are_named_after_the_source_and_their_types(source: Path) -> None:
