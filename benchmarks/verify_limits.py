@@ -64,9 +64,8 @@ def main() -> None:
     """Print a line for each type."""
     rng = np.random.default_rng(0)
     all_rows, all_importance = distributions(rng), importances(rng)
-    print(
-        "type       tensor  typical     row  stretch likeness  gain           limits: tensor, typical, row, …, gain"
-    )
+    print("| type | tensor | limit | typical | limit | worst row | limit | least likeness | scale | limits |")
+    print("|---" * 10 + "|")
     for kind in GgmlType:
         if not is_quantized(kind) or kind in (GgmlType.Q8_1, GgmlType.Q8_K):
             continue
@@ -78,15 +77,16 @@ def main() -> None:
                     for data in encodings(kind, rows, importance):
                         found.append(_figures(decode(data, N_COLS), rows))
         except Gemma4QuantError as error:
-            print(f"{kind.name:<8} {error}")
+            print(f"{kind.name}: {error}")
             continue
-        tensor, typical, row, stretch, unlikeness, most_gain = np.max(found, axis=0)
+        tensor, typical, row, _, unlikeness, most_gain = np.max(found, axis=0)
         least_gain = min(figures[-1] for figures in found)
         limit = limit_of(kind)
+        row_limit = f"{limit.row:.2f}" if limit.row < 2 else "–"
         print(
-            f"{kind.name:<8} {tensor:8.3f} {typical:8.4f} {row:7.3f} {stretch:8.3f} {1 - unlikeness:8.3f}"
-            f"  {least_gain:.3f}–{most_gain:.3f}    {limit.tensor}, {limit.typical}, {limit.row}, {limit.stretch}, "
-            f"{limit.least_gain:.2f}–{limit.most_gain:.2f}"
+            f"| {kind.name} | {tensor:.3f} | {limit.tensor:.2f} | {typical:.4f} | {limit.typical:.4f} | {row:.2f} "
+            f"| {row_limit} | {1 - unlikeness:.2f} | {least_gain:.2f}–{most_gain:.2f} "
+            f"| {limit.least_gain:.2f}–{limit.most_gain:.2f} |"
         )
 
 
