@@ -2,10 +2,12 @@
 
     import gemma4_quant as gq
 
-    gguf = gq.convert(Path("gemma-4-E2B-it")).path
+    checkpoint = gq.download("google/gemma-4-E2B-it")  # or the path of a directory
+    gguf = gq.convert(checkpoint).path
     gq.calibrate(gguf, [Path("text.txt")], output=Path("imatrix.gguf"))
     small = gq.quantize(gguf, file_type=gq.FileType.Q4_K_M, importance=Path("imatrix.gguf")).path
     print(gq.bench([small], reference=gguf, text=Path("other.txt")))
+    print(gq.verify(small, checkpoint).faults)
 
 Importing the package is light: each function loads what it needs when it is first used.
 """
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from gemma4_quant.errors import Gemma4QuantError as Gemma4QuantError
     from gemma4_quant.ggml import FileType as FileType
     from gemma4_quant.ggml import GgmlType as GgmlType
+    from gemma4_quant.hub import HubOptions as HubOptions
+    from gemma4_quant.hub import download as download
     from gemma4_quant.inspection import inspect as inspect
     from gemma4_quant.projector_conversion import convert_projector as convert_projector
     from gemma4_quant.quantization import quantize as quantize
@@ -33,24 +37,28 @@ _HOMES = {
     "convert": "gemma4_quant.conversion",
     "convert_all": "gemma4_quant.conversion_set",
     "convert_projector": "gemma4_quant.projector_conversion",
+    "download": "gemma4_quant.hub",
     "inspect": "gemma4_quant.inspection",
     "quantize": "gemma4_quant.quantization",
     "verify": "gemma4_quant.verification",
     "FileType": "gemma4_quant.ggml",
     "GgmlType": "gemma4_quant.ggml",
     "Gemma4QuantError": "gemma4_quant.errors",
+    "HubOptions": "gemma4_quant.hub",
 }
 
 __all__ = [
     "FileType",
     "Gemma4QuantError",
     "GgmlType",
+    "HubOptions",
     "__version__",
     "bench",
     "calibrate",
     "convert",
     "convert_all",
     "convert_projector",
+    "download",
     "inspect",
     "quantize",
     "verify",

@@ -18,7 +18,18 @@ for package in (gemma4_quant, gemma4_quant.converters, gemma4_quant.calibration)
 print(len(names))
 """
 
-HEAVY = ("numpy", "numba", "gguf", "llama_cpp", "tqdm", "torch", "transformers")
+HEAVY = (
+    "numpy",
+    "numba",
+    "gguf",
+    "llama_cpp",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "tqdm",
+    "torch",
+    "transformers",
+)
 
 
 def run_python(code: str) -> str:
@@ -39,6 +50,6 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_python_functions_stay_functions_after_use() -> None:
-    names = ("convert", "calibrate", "quantize", "bench", "inspect")
+    names = ("convert", "calibrate", "quantize", "bench", "inspect", "verify", "download")
     code = f"import gemma4_quant as gq\nfor name in {names!r} * 2:\n    assert callable(getattr(gq, name)), name"
     run_python(code)
