@@ -30,7 +30,7 @@ def check_destination(output: Path, inputs: Iterable[Path]) -> None:
     """Raise OutputError when `output` cannot be written, or when writing it would destroy one of `inputs`."""
     try:
         _refuse_what_is_there(output)
-        sources = [path for path in inputs if path.exists()]
+        sources = [path for path in inputs if _is_there(path)]
         for path in (output, partial_of(output), journal_of(output)):
             if path.exists() and any(path.samefile(source) for source in sources):
                 raise OutputError(
@@ -69,3 +69,10 @@ def _refuse_what_is_there(output: Path) -> None:
         raise OutputError(f"{output.parent} does not exist; create it or choose another place for {output.name}")
     if not os.access(output.parent, os.W_OK):
         raise OutputError(f"{output.parent} cannot be written to; choose another place for {output.name}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # whoever reads it will say why it cannot be read
+        return False
