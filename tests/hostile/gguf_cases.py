@@ -42,10 +42,10 @@ def structure_cases(work: Path) -> Iterator[Case]:
     """Yield files with one structural number replaced."""
     content = bytearray(write_tiny_gguf(work).read_bytes())
     path = work / "damaged.gguf"
-    for field in _fields(bytes(content)):
+    for i, field in enumerate(_fields(bytes(content))):
         form, absurd = ("<I", _ABSURD_32) if field.n_bytes == 4 else ("<Q", _ABSURD_64)
         old = struct.unpack_from(form, content, field.at)[0]
-        for number in {*absurd, old + 1, max(0, old - 1)} - {old}:
+        for number in {*absurd[i % 3 :: 3], old + 1, max(0, old - 1)} - {old}:
             struct.pack_into(form, content, field.at, number)
             path.write_bytes(content)
             yield Case(f"{field.name} = {number}", path, is_quick=True)
@@ -129,7 +129,12 @@ def _key_head(key: bytes, n_keys: int = 1) -> bytes:
 
 def metadata_cases(work: Path) -> Iterator[Case]:
     """Yield a sample of all_metadata_cases that has every key."""
-    return all_metadata_cases(work, every=4)
+    return all_metadata_cases(work, every=6)
+
+
+def few_metadata_cases(work: Path) -> Iterator[Case]:
+    """Yield a smaller sample."""
+    return all_metadata_cases(work, every=32)
 
 
 def all_metadata_cases(work: Path, every: int = 1) -> Iterator[Case]:
@@ -145,7 +150,7 @@ def all_metadata_cases(work: Path, every: int = 1) -> Iterator[Case]:
         keys = [key for key in metadata if kind == "e" or "expert" in key]
         for number, key in enumerate(keys):
             for name, value in list(_wrong_values(metadata[key]))[number % every :: every]:
-                path.write_bytes(_with_metadata(content, metadata, key, value))
+                path.write_bytes(with_metadata(content, metadata, key, value))
                 yield Case(f"{kind}: {key} {name}", path)
 
 
@@ -155,8 +160,8 @@ def importance_cases(work: Path) -> Iterator[Case]:
     source = write_tiny_importance(work / "right.gguf", model)
     content = bytearray(source.read_bytes())
     path = work / "importance.gguf"
-    for field in _fields(bytes(content)):
-        form, absurd = ("<I", _ABSURD_32[::2]) if field.n_bytes == 4 else ("<Q", _ABSURD_64[::3])
+    for i, field in enumerate(_fields(bytes(content))):
+        form, absurd = ("<I", _ABSURD_32[i % 6 :: 6]) if field.n_bytes == 4 else ("<Q", _ABSURD_64[i % 6 :: 6])
         old = struct.unpack_from(form, content, field.at)[0]
         for number in {*absurd} - {old}:
             struct.pack_into(form, content, field.at, number)
@@ -173,7 +178,7 @@ def importance_cases(work: Path) -> Iterator[Case]:
     metadata = read_gguf(source).metadata
     for key in metadata:
         for name, value in _wrong_values(metadata[key]):
-            path.write_bytes(_with_metadata(bytes(content), metadata, key, value))
+            path.write_bytes(with_metadata(bytes(content), metadata, key, value))
             yield Case(f"{key} {name}", path)
     path.write_bytes(model.read_bytes())
     yield Case("a model", path)
@@ -185,7 +190,7 @@ def importance_cases(work: Path) -> Iterator[Case]:
     yield Case("no file", work / "missing.gguf")
 
 
-def _with_metadata(content: bytes, metadata: Metadata, key: str, value: Value | None) -> bytes:
+def with_metadata(content: bytes, metadata: Metadata, key: str, value: Value | None) -> bytes:
     """Replace a value of a file, keeping its tensors; None removes the key."""
     n_tensors = struct.unpack_from("<Q", content, 8)[0]
     fields = _fields(content)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,21 @@ _MARK = "\u241f wrong value"
 
 
 def config_cases(work: Path) -> Iterator[Case]:
-    """Yield wrong values for each field of config.json, in the flat and in the nested form."""
-    for kind in ("e", "moe"):
-        directory = write_tiny(work / kind, kind)
-        document = documents(kind)["config.json"]
-        text = document.get("text_config", document)
-        text.update({key: None for key in ABSENT_FIELDS if key not in text})
-        yield from _field_cases(directory / "config.json", document)
+    """Yield wrong values for each field of config.json: flat, and nested with what the flat one has not."""
+    flat = documents("e")["config.json"]
+    flat.update({key: None for key in ABSENT_FIELDS if key not in flat})
+    yield from field_cases(write_tiny(work / "e") / "config.json", flat)
+    nested = documents("moe")["config.json"]
+    text = nested["text_config"]
+    nested["text_config"] = {key: value for key, value in text.items() if key not in flat or "expert" in key}
+    directory = write_tiny(work / "moe", "moe")
+    for case in field_cases(directory / "config.json", nested):
+        path = directory / "config.json"
+        content = json.loads(path.read_text())
+        if isinstance(content.get("text_config"), dict):
+            content["text_config"] = {**text, **content["text_config"]}
+            path.write_text(json.dumps(content))
+        yield Case(f"nested {case.name}", case.path, case.is_quick)
 
 
 def small_file_cases(work: Path) -> Iterator[Case]:
@@ -68,11 +76,11 @@ def small_file_cases(work: Path) -> Iterator[Case]:
     directory = write_tiny(work / "model")
     for name in ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json"):
         document = documents("e")[name]
-        yield from _field_cases(directory / name, document)
+        yield from field_cases(directory / name, document, every=2)
     index = directory / "model.safetensors.index.json"
     document = json.loads(index.read_text())
     document["weight_map"] = dict(list(document["weight_map"].items())[:2])
-    yield from _field_cases(index, document)
+    yield from field_cases(index, document, every=2)
 
 
 def tokenizer_cases(work: Path) -> Iterator[Case]:
@@ -80,7 +88,7 @@ def tokenizer_cases(work: Path) -> Iterator[Case]:
     directory = write_tiny(work / "model")
     document = documents("e")["tokenizer.json"]
     whole = document["model"]["vocab"]
-    yield from _field_cases(directory / "tokenizer.json", document, skip={"vocab"})
+    yield from field_cases(directory / "tokenizer.json", document, skip={"vocab"}, every=2)
     sizes = {
         "no token": {},
         "a token too many": {**whole, "more": len(whole)},
@@ -122,7 +130,7 @@ def whole_file_cases(work: Path) -> Iterator[Case]:
     for name in names:
         path = directory / name
         right = path.read_bytes()
-        for what, content in _whole_files(right).items():
+        for what, content in whole_files(right).items():
             path.write_bytes(content)
             yield Case(f"{name}: {what}", directory)
         path.write_bytes(right)
@@ -160,7 +168,8 @@ _BOMBS: dict[str, tuple[bytes, Callable[[int], bytes], int, bytes]] = {
 """Beginning, what is repeated, how often, end."""
 
 
-def _whole_files(right: bytes) -> dict[str, bytes]:
+def whole_files(right: bytes) -> dict[str, bytes]:
+    """Return what no JSON file should be, by what it is."""
     return {
         "empty": b"",
         "one zero byte": b"\0",
@@ -180,17 +189,23 @@ def _whole_files(right: bytes) -> dict[str, bytes]:
     }
 
 
-def _field_cases(path: Path, document: dict[str, Any], skip: set[str] = frozenset()) -> Iterator[Case]:  # type: ignore[assignment]
+def field_cases(
+    path: Path, document: dict[str, Any], skip: Collection[str] = (), *, every: int = 1
+) -> Iterator[Case]:
+    """Write `document` to `path` with each value replaced by each wrong one, and yield the directory.
+
+    skip: keys whose values are replaced as a whole only. every: take one wrong value in so many, others for others.
+    """
     right = path.read_text()
     for number, (where, changed) in enumerate(_marked(document, skip)):
         text = json.dumps(changed)
-        for i, value in enumerate(WRONG_VALUES):
+        for i, value in enumerate(WRONG_VALUES[number % every :: every]):
             path.write_text(text.replace(json.dumps(_MARK), value))
             yield Case(f"{path.name}: {where} = {value[:40]}", path.parent, is_quick=(number + i) % 8 != 0)
     path.write_text(right)
 
 
-def _marked(document: dict[str, Any], skip: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _marked(document: dict[str, Any], skip: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each value and the document with a mark there."""
     for place in _places(document, skip):
         changed = copy.deepcopy(document)
@@ -201,7 +216,7 @@ def _marked(document: dict[str, Any], skip: set[str]) -> Iterator[tuple[str, dic
         yield ".".join(map(str, place)), changed
 
 
-def _places(node: Any, skip: set[str], above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _places(node: Any, skip: Collection[str], above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     steps: list[Any] = list(node) if isinstance(node, dict) else [0] if isinstance(node, list) and node else []
     for step in steps:
         yield (*above, step)

@@ -21,19 +21,26 @@ from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+import companion_cases
 import gguf_cases
 import json_cases
 import safetensors_cases
+from adapters import write_adapter
 from cases import Case, Cases
+from projector_checkpoints import write_multimodal
 from tiny_models import write_tiny_gguf, write_tiny_importance
 
+from gemma4_quant.adapter_conversion import convert_adapter
 from gemma4_quant.calibration import calibrate
 from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.conversion import convert
+from gemma4_quant.converters.projector import load_projector
 from gemma4_quant.errors import Gemma4QuantError
 from gemma4_quant.ggml import FileType
 from gemma4_quant.inspection import inspect
+from gemma4_quant.projector_conversion import convert_projector
 from gemma4_quant.quantization import quantize
+from gemma4_quant.verification import verify
 
 EXTRA_BYTES = 500 << 20
 SECONDS = 5.0
@@ -44,9 +51,10 @@ Reader = Callable[[Path, Path], object]
 
 @dataclass(frozen=True)
 class Bench:
-    """What readers need beside the case: a sound model, and a text."""
+    """What readers need beside the case: a sound model, the checkpoint it was made from, and a text."""
 
     model: Path
+    checkpoint: Path
     text: Path
 
 
@@ -64,6 +72,25 @@ def gguf_readers(bench: Bench) -> dict[str, Reader]:
         "quantize": lambda path, out: quantize(path, out / "out.gguf", FileType.Q8_0, n_threads=1),
         "calibrate": lambda path, out: calibrate(path, [bench.text], output=out / "i.gguf", n_ctx=16, n_threads=1),
     }
+
+
+def adapter_readers(bench: Bench) -> dict[str, Reader]:
+    base = bench.checkpoint
+    return {
+        "merge": lambda path, out: convert(base, out / "out.gguf", "bf16", adapters=[path], n_threads=1),
+        "convert": lambda path, out: convert_adapter(path, out / "lora.gguf", base=base, n_threads=1),
+    }
+
+
+def projector_readers(_bench: Bench) -> dict[str, Reader]:
+    return {
+        "load": lambda path, _out: load_projector(path),
+        "convert": lambda path, out: convert_projector(path, out / "mmproj.gguf", "bf16", n_threads=1),
+    }
+
+
+def verify_readers(bench: Bench) -> dict[str, Reader]:
+    return {"verify": lambda path, _out: verify(path, bench.checkpoint, n_threads=1)}
 
 
 def importance_readers(bench: Bench) -> dict[str, Reader]:
@@ -115,6 +142,12 @@ SETS: Mapping[str, CaseSet] = {
         },
         gguf_readers,
     ),
+    "companions": CaseSet({"adapters": companion_cases.adapter_cases}, adapter_readers, "adapter"),
+    "projectors": CaseSet({"projectors": companion_cases.projector_cases}, projector_readers, "projector"),
+    "splits": CaseSet({"splits": companion_cases.split_cases}, gguf_readers),
+    "verify": CaseSet(
+        {"verify": gguf_cases.few_metadata_cases, "verify documents": gguf_cases.document_cases}, verify_readers
+    ),
     "importance": CaseSet({"importance": gguf_cases.importance_cases}, importance_readers, "importance.gguf"),
 }
 
@@ -141,9 +174,11 @@ def _warm_up(directory: Path, case_set: CaseSet) -> Bench:
     """Read a sound model with every reader, so that libraries and kernels are loaded before memory is limited."""
     model = write_tiny_gguf(directory)
     write_tiny_importance(directory / "importance.gguf", model)
+    write_adapter(directory / "adapter", [(companion_cases.WEIGHT, (64, 32))])
+    write_multimodal(directory / "projector")
     text = directory / "text.txt"
     text.write_text("abc abd ab cab " * 10)
-    bench = Bench(model, text)
+    bench = Bench(model, directory / "checkpoint", text)
     for read in case_set.make_readers(bench).values():
         (directory / "out").mkdir()
         read(directory / case_set.sound, directory / "out")
@@ -174,8 +209,8 @@ def _run(case: Case, name: str, read: Reader, out: Path) -> dict[str, Any]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     outcome["seconds"] = time.process_time() - started
-    inside = [path.name for path in case.path.iterdir()] if os.path.isdir(case.path) else []
-    outcome["names"] = [case.path.name, *inside]
+    beside = case.path if os.path.isdir(case.path) else case.path.parent
+    outcome["names"] = [case.path.name, *(path.name for path in beside.iterdir())]
     _empty(out)
     return outcome
 

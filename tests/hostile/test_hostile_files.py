@@ -19,19 +19,23 @@ SILENCE_S = 120.0
 
 SETS = {
     "JSON": {
-        "config fields": 2000,
-        "fields of small files": 500,
-        "tokenizers": 500,
+        "config fields": 1300,
+        "fields of small files": 200,
+        "tokenizers": 300,
         "whole JSON files": 80,
         "JSON bombs": 20,
     },
     "checkpoint": {"safetensors headers": 150, "indexes": 35, "traps": 70, "model cards": 15},
-    "GGUF": {"GGUF structure": 4000, "GGUF cuts": 800, "GGUF documents": 20, "GGUF metadata": 100},
-    "importance": {"importance": 1000},
+    "GGUF": {"GGUF structure": 1500, "GGUF cuts": 800, "GGUF documents": 20, "GGUF metadata": 60},
+    "companions": {"adapters": 400},
+    "projectors": {"projectors": 500},
+    "splits": {"splits": 60},
+    "verify": {"verify": 10, "verify documents": 20},
+    "importance": {"importance": 400},
 }
 """Groups of cases that run in one process, and how many each has at least."""
 
-LONGEST_MESSAGE = 20_000
+LONGEST_MESSAGE = 40_000
 """Characters; a message may list all tensors of a model."""
 
 
