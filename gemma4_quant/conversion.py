@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma4_quant.codecs.base import Effort
@@ -61,10 +61,12 @@ def convert(
     adapters: directories of LoRA adapters to merge, one after the other. split: such as shards.SplitLimits.
     Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
     """
+    started = time.monotonic()
     kind, job = _prepare(checkpoint, outfile, out_type, model_name, adapters, split)
-    return write_converted(
+    result = write_converted(
         job.plan, job.path, kind, inputs=input_files(checkpoint), n_threads=n_threads, progress=progress
     )
+    return replace(result, seconds=time.monotonic() - started)
 
 
 def forecast_conversion(
