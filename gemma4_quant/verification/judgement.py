@@ -7,7 +7,6 @@ from math import inf, isfinite, log10, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from gemma4_quant.converters.projector import is_limit
 from gemma4_quant.ggml import is_quantized
 from gemma4_quant.model import Tensor
 from gemma4_quant.tiles import Tile
@@ -127,13 +126,11 @@ class Judgement:
             worst_row_error=self._worst[0],
             gain=float(product / decoded) if decoded else None,
             n_non_finite=self._n_non_finite,
-            is_exact=self._is_exact and (not self._n_non_finite or is_limit(tensor.name)),
+            is_exact=self._is_exact and not self._n_non_finite,
             problems=tuple(self._problems(relative)),
         )
 
     def _problems(self, relative: float) -> Iterator[str]:
-        if is_limit(self._pair.tensor.name) and self._is_exact:
-            return  # an infinite limit of a projector's clipped layer clips nothing
         if self._n_non_finite:
             yield f"{self._n_non_finite:,} weights are NaN or infinite"
         if self._n_non_finite_original:

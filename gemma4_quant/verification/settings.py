@@ -31,12 +31,11 @@ def same_value(one: Value, other: Value) -> bool:
     if ValueType.STRING in (one.type, other.type, one.item, other.item):
         return False
     first, second = _numbers(one), _numbers(other)
-    if len(first) != len(second):
-        first, second = (
-            first * (1 if len(first) > 1 else len(second)),
-            second * (1 if len(second) > 1 else len(first)),
-        )
-    return len(first) == len(second) and _is_real(one) == _is_real(other) and first == second
+    if len(first) == 1 and second:
+        first = first * len(second)
+    if len(second) == 1 and first:
+        second = second * len(first)
+    return _is_real(one) == _is_real(other) and first == second
 
 
 def shown(value: Value) -> str:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma4_quant.checkpoint import find_checkpoint_file
-from gemma4_quant.converters import load_model
-from gemma4_quant.converters.projector import load_projector
+from gemma4_quant.converters import load_model, open_with_adapters
+from gemma4_quant.converters.projector import open_projector
 from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import GgufError, InputError, naming
-from gemma4_quant.metadata import get_string
+from gemma4_quant.metadata import boolean, get_string
 from gemma4_quant.model import Model
 from gemma4_quant.padding import FeedForward, can_be_padded, padded
 from gemma4_quant.progress import Progress, SilentProgress
@@ -25,6 +25,7 @@ from gemma4_quant.verification.tokenization import Tokenizer, compare_tokenizers
 from gemma4_quant.verification.vocabulary import TOKENS
 
 _ARCHITECTURE = "general.architecture"
+_EXACT_GELU = "clip.use_gelu"
 _ADAPTER = "adapter"  # general.type
 
 
@@ -106,9 +107,11 @@ def _open_original(against: Path, file: Model, adapters: Sequence[Path]) -> Mode
         if adapters:
             raise InputError(f"{against} is no checkpoint, so that no adapter can be merged into it")
         return _open_gguf(against)
-    if get_string(file.metadata, _ARCHITECTURE) == PROJECTOR:
-        return load_projector(against)
-    return load_model(against, adapters=adapters)
+    if get_string(file.metadata, _ARCHITECTURE) != PROJECTOR:
+        return load_model(against, adapters=adapters)
+    # the converter writes the key on request: both kinds of files are what it makes
+    is_exact = file.metadata.get(_EXACT_GELU) == boolean(True)
+    return open_projector(open_with_adapters(against, adapters), exact_gelu=is_exact).model
 
 
 def _padded_like(file: Model, original: Model) -> Model:

@@ -63,6 +63,8 @@ def test_projectors_pass(kind: str, out_type: str, tmp_path: Path) -> None:
     result = verify(path, checkpoint)
     assert result.is_ok, faults(result)
     assert [part.name for part in result.parts] == ["tensors", "metadata"]
+    exact = convert_projector(checkpoint, tmp_path / "exact.gguf", out_type, exact_gelu=True).path
+    assert verify(exact, checkpoint).is_ok
     key = next(
         key for key in read_gguf(path).metadata if key.endswith("attention.head_count") or "block_count" in key
     )
