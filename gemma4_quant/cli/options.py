@@ -29,7 +29,7 @@ GgufArgument = Annotated[
     Path, typer.Argument(metavar="MODEL.gguf", help="GGUF file of a Gemma 4 model.", show_default=False)
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only tell what would be written, and what it needs; read no weights.")
+    bool, typer.Option("--dry-run", help="Only tell what would be written, and what it needs; work on no weights.")
 ]
 SplitMaxSize = Annotated[
     str | None,
