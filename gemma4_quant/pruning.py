@@ -104,14 +104,16 @@ def pruned(model: Model, layers: Iterable[int]) -> Model:
 
 
 def pruned_importance(importance: Mapping[str, Float32Rows], layers: Iterable[int]) -> dict[str, Float32Rows]:
-    """Return importance under the names that tensors have after pruning."""
+    """Return importance under the names that tensors have after pruning, without that of columns that are gone."""
     dropped = frozenset(layers)
+    if not dropped:
+        return dict(importance)
     renamed = {}
     for name, rows in importance.items():
         found = _LAYER.match(name)
-        if found is None:
+        if found is None and name != _PER_LAYER_COLUMNS:
             renamed[name] = rows
-        elif (layer := int(found[1])) not in dropped:
+        elif found is not None and (layer := int(found[1])) not in dropped:
             renamed[_LAYER.sub(f"blk.{layer - sum(gone < layer for gone in dropped)}.", name)] = rows
     return renamed
 

@@ -1,7 +1,7 @@
 """The plan of a quantized file: what a recipe makes of a model and its importance."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,43 +56,29 @@ def quantize_plan(
     measured = _importance_of(model, importance, importance_path)
     measured = {name: rows for name, rows in measured.items() if recipe.uses_importance_of(name)}
     source, model = model, overridden(model, recipe.overrides)
-    before, model = model, pruned(model, recipe.prune_layers)
-    model, wanted = _padded_where_wanted(model, recipe, before.metadata)
+    unpadded, model = model, pruned(model, recipe.prune_layers)
+    model, wanted = _padded_where_wanted(model, recipe, unpadded.metadata)
     _refuse_unknown_names(model, recipe)
     grids = plan_grids(model, recipe, wanted)
-    if grids.left:
-        logger.warning(
-            "%d tensors lie on a trained 4-bit grid that %s moves them off, and so would even q8_0; "
-            "--type q4_0 or --qat on keeps them exactly: %s",
-            len(grids.left),
-            recipe.file_type.name.lower(),
-            listed(grids.left, 3),
-        )
-    weights, choices = padded_importance(model, pruned_importance(measured, recipe.prune_layers)), grids.choices
-    if needing := [name for name in requires_importance(recipe, choices) if name not in weights]:
-        raise ImportanceError(
-            f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
-            "run calibrate and pass --imatrix"
-        )
+    _warn_of_lost_grids(grids, recipe)
+    choices, padding = grids.choices, padded_widths(unpadded, model)
+    weights = padded_importance(model, pruned_importance(measured, recipe.prune_layers))
+    _refuse_missing_importance(weights, recipe, choices)
     _refuse_missing_encoders(model, recipe, choices)
     _refuse_requantizing(model, choices, allow=allow_requantize)
     metadata = _metadata(model, recipe.file_type, importance, importance_path)
-    metadata.update(provenance(source, recipe, grids, padded_widths(before, model), importance_path))
-    plan = make_plan(
-        metadata,
-        [
-            Assignment(
-                tensor,
-                choice.type,
-                weights.get(tensor.name) if is_quantized(choice.type) else None,
-                grids.encoders.get(tensor.name),
-            )
-            for tensor, choice in zip(model.tensors, choices, strict=True)
-        ],
-        split,
-    )
+    metadata.update(provenance(source, recipe, grids, padding, importance_path))
+    assignments = [
+        Assignment(
+            tensor,
+            choice.type,
+            weights.get(tensor.name) if is_quantized(choice.type) else None,
+            grids.encoders.get(tensor.name),
+        )
+        for tensor, choice in zip(model.tensors, choices, strict=True)
+    ]
     missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
-    return QuantizePlan(plan, choices, missing, grids, padded_widths(before, model))
+    return QuantizePlan(make_plan(metadata, assignments, split), choices, missing, grids, padding)
 
 
 def _padded_where_wanted(model: Model, recipe: Recipe, unpruned: Metadata) -> tuple[Model, list[Choice]]:
@@ -155,6 +141,27 @@ def _importance_of(model: Model, importance: Importance | None, path: Path | Non
             f"{path} is the importance of another model: {offenders}; calibrate this model and use that"
         )
     return weights
+
+
+def _warn_of_lost_grids(grids: GridPlan, recipe: Recipe) -> None:
+    if grids.left:
+        logger.warning(
+            "%d tensors lie on a trained 4-bit grid that %s moves them off, and so would even q8_0; "
+            "--type q4_0 or --qat on keeps them exactly: %s",
+            len(grids.left),
+            recipe.file_type.name.lower(),
+            listed(grids.left, 3),
+        )
+
+
+def _refuse_missing_importance(
+    weights: Mapping[str, Float32Rows], recipe: Recipe, choices: tuple[Choice, ...]
+) -> None:
+    if needing := [name for name in requires_importance(recipe, choices) if name not in weights]:
+        raise ImportanceError(
+            f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
+            "run calibrate and pass --imatrix"
+        )
 
 
 def _refuse_unknown_names(model: Model, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
+from gemma4_quant.cli.quantize_text import result_text
 from gemma4_quant.cli.recipe_options import (
     ExcludeWeights,
     IncludeWeights,
@@ -29,13 +30,12 @@ from gemma4_quant.cli.recipe_options import (
     base_recipe,
     finished_recipe,
 )
-from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
-from gemma4_quant.errors import UnsupportedTypeError, listed
+from gemma4_quant.cli.run import command, emit, set_up_logging, terminal_progress
+from gemma4_quant.errors import UnsupportedTypeError
 from gemma4_quant.ggml import FileType, parse_file_type
 
 if TYPE_CHECKING:
     from gemma4_quant.codecs.base import Effort
-    from gemma4_quant.quantization import QuantizeResult
 
 _EFFORTS = ("fast", "balanced", "best")
 _TYPE_NAMES = ", ".join(kind.name.lower() for kind in FileType if kind is not FileType.NVFP4)
@@ -192,7 +192,7 @@ def register(app: typer.Typer) -> None:
             n_threads=target.n_threads,
             progress=terminal_progress(),
         )
-        text = "\n".join(map(_describe, results))
+        text = "\n".join(map(result_text, results))
         emit(results if len(results) > 1 else results[0], as_json=json, text=text)
 
 
@@ -257,43 +257,3 @@ def _effort(text: str) -> "Effort":
     if text.lower() not in _EFFORTS:
         raise typer.BadParameter(f"{text!r} is not an effort; known are {', '.join(_EFFORTS)}")
     return Effort(text.lower())
-
-
-def _describe(result: "QuantizeResult") -> str:
-    types = ", ".join(f"{count} {name}" for name, count in result.types.items())
-    lines = [
-        f"wrote {files_text(result.files)} ({size_text(result.n_bytes)}, "
-        f"{result.bits_per_weight:.2f} bits per weight) in {result.seconds:.1f} s",
-        f"types: {types}",
-    ]
-    if result.fallbacks:
-        shown = ", ".join(f"{name} {change}" for name, change in list(result.fallbacks.items())[:3])
-        more = len(result.fallbacks) - 3
-        lines.append(
-            f"{len(result.fallbacks)} tensors have rows that do not fit the wanted type: {shown}"
-            + (f" and {more} more" if more > 0 else "")
-        )
-    lines += _special(result)
-    if result.without_importance:
-        lines.append(f"without importance: {listed(result.without_importance)}")
-    return "\n".join(lines)
-
-
-def _special(result: "QuantizeResult") -> list[str]:
-    """Say what was done for Gemma 4 beyond llama-quantize's mixture."""
-    lines = []
-    if result.floors:
-        kinds = ", ".join(sorted(set(result.floors.values())))
-        lines.append(
-            f"{len(result.floors)} small sensitive tensors got {kinds} instead of fewer bits "
-            f"(--strict-llama leaves that out): {listed(result.floors, 2)}"
-        )
-    for key, change in result.padding.items():
-        lines.append(f"padded {key} {change} with zeros, so that larger blocks fit (--pad-ffn off leaves that out)")
-    grids = result.qat
-    if grids.n_tensors:
-        exact = f"{grids.exact_share:.2%} of the {grids.n_blocks:,} blocks encoded in this run are bit-exact"
-        lines.append(f"{grids.n_tensors} tensors lie on a trained grid and stay on it: {exact}")
-    if grids.left:
-        lines.append(f"{len(grids.left)} tensors lie on a trained grid and were moved off it; --type q4_0 would not")
-    return lines
