@@ -1,7 +1,7 @@
 """Block encoders beside ggml's, on one core: `python benchmarks/codecs.py [TYPE ...]`.
 
-Prints a Markdown table: million weights a second of processor time, with importance, and our weighted error over ggml's on
-Gaussian weights. Needs the test requirements (llama-cpp-python's libggml is the reference).
+Prints a Markdown table: million weights a second of processor time, with importance, and our weighted error over
+ggml's on Gaussian weights. Needs the test requirements (llama-cpp-python's libggml is the reference).
 """
 
 import argparse

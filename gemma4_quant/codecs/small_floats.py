@@ -79,8 +79,9 @@ def _ue4m3_code(value: np.float32) -> Any:
 
 @compiled()
 def _ue4m3_value(code: Any) -> np.float32:
-    if code == 0x7F:
+    if code == 0x7F:  # NaN, which ggml reads as zero
         return np.float32(0)
+    code &= 0x7F  # a sign is no part of the format
     if code < 8:
         return np.float32(code) * np.float32(2.0**-10)
     return np.int32((code + (119 << 3)) << 20).view(np.float32)
