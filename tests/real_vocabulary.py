@@ -8,7 +8,6 @@ are all there is to store; tests compare the result with hashes of llama.cpp's f
 import functools
 import json
 import lzma
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,8 @@ def tokens() -> tuple[str, ...]:
     return tuple(json.loads(lzma.decompress((GOLDEN / "gemma-4-tokens.json.xz").read_bytes())))
 
 
-def merges(texts: Sequence[str]) -> list[tuple[str, str]]:
+@functools.cache
+def merges(texts: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return the merges of a vocabulary: every way to make a token of two others, those of high scores first."""
     ids = {text: number for number, text in enumerate(texts)}
     found = []

@@ -279,7 +279,7 @@ def test_the_commands_take_an_id_and_write_here(
     assert more == []
     run("quantize", ID, "--type", "q8_0")
     quantized = next(path for path in tmp_path.glob("*.gguf") if path != converted)
-    assert "is what" in run("verify", str(quantized), "--against", ID)
+    assert "agrees with" in run("verify", str(quantized), "--against", ID)
     assert json.loads(run("inspect", ID, "--json"))["kind"] == "checkpoint"
     assert hub.downloads["model-00001-of-00002.safetensors"] == 1
     assert hub.tokens == {"hf_secret"}

@@ -59,4 +59,4 @@ def register(app: typer.Typer) -> None:
         emit(result, as_json=json, text="" if json else verification_table(result, with_tensors=tensors))
         if not result.is_ok:
             subjects = dict.fromkeys(fault.subject for fault in result.faults)
-            raise VerificationError(f"{model} is not what {against} makes; wrong: {listed(subjects)}")
+            raise VerificationError(f"{model} does not agree with {against}; wrong: {listed(subjects)}")

@@ -19,8 +19,8 @@ def verification_table(result: VerifyResult, *, with_tensors: bool = False) -> s
         lines.append(f"{part.name}: {verdict} ({part.n_compared:,} {part.unit})")
         lines += _finding_lines(part.faults, "  fault: ")
         lines += _finding_lines([each for each in part.findings if not each.is_fault], "  note: ")
-    verdict = "is what" if result.is_ok else "is not what"
-    lines += ["", f"{result.path.name} {verdict} {result.against} makes ({result.seconds:.1f} s)"]
+    verdict = "agrees" if result.is_ok else "does not agree"
+    lines += ["", f"{result.path.name} {verdict} with {result.against} ({result.seconds:.1f} s)"]
     return "\n".join(lines)
 
 
