@@ -222,7 +222,9 @@ def _is_kept(recipe: Recipe, tensor: Tensor) -> bool:
 def _mixed(recipe: Recipe, tensor: Tensor, mixture: Mixture) -> tuple[GgmlType, Reason]:
     """Return what the mixture and the floors under it say of a tensor."""
     chosen = mixture.choose(tensor, recipe.output_tensor_type)
-    floor = next((floor for floor in recipe.floors if floor.pattern.search(tensor.name)), None)
+    # more bits bring nothing back that an earlier quantization took
+    floors = () if is_quantized(tensor.type) else recipe.floors
+    floor = next((floor for floor in floors if floor.pattern.search(tensor.name)), None)
     if floor is not None and bits_per_weight(_fitting(tensor, chosen, Reason.MIXTURE)) < bits_per_weight(floor.type):
         return floor.type, Reason.FLOOR
     return chosen, Reason.FILE_TYPE if chosen is default_type(recipe.file_type) else Reason.MIXTURE

@@ -320,6 +320,13 @@ def test_floors_lift_what_the_mixture_chose_but_not_what_was_asked_for() -> None
         assert choose_types(recipe, example()) == choose_types(replace(recipe, floors=()), example())
 
 
+def test_floors_do_not_lift_what_is_quantized_already() -> None:
+    floor = (Floor(re.compile("attn_q"), GgmlType.Q6_K),)
+    again = [replace(t, type=GgmlType.Q4_0) if "attn_q.w" in t.name else t for t in example().tensors]
+    types = by_name(choose_types(Recipe(FileType.Q4_K_M, floors=floor), replace(example(), tensors=again)))
+    assert types["blk.0.attn_q.weight"] is GgmlType.Q4_K
+
+
 def test_a_floor_may_hold_for_larger_file_types_only() -> None:
     floors = (
         Floor(re.compile("attn_q"), GgmlType.Q8_0, from_bits=3.0),
