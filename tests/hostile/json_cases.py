@@ -58,16 +58,9 @@ def config_cases(work: Path) -> Iterator[Case]:
     flat = documents("e")["config.json"]
     flat.update({key: None for key in ABSENT_FIELDS if key not in flat})
     yield from field_cases(write_tiny(work / "e") / "config.json", flat)
-    nested = documents("moe")["config.json"]
-    text = nested["text_config"]
-    nested["text_config"] = {key: value for key, value in text.items() if key not in flat or "expert" in key}
     directory = write_tiny(work / "moe", "moe")
-    for case in field_cases(directory / "config.json", nested):
-        path = directory / "config.json"
-        content = json.loads(path.read_text())
-        if isinstance(content.get("text_config"), dict):
-            content["text_config"] = {**text, **content["text_config"]}
-            path.write_text(json.dumps(content))
+    done = {key for key in flat if "expert" not in key and key != "architectures"}
+    for case in field_cases(directory / "config.json", documents("moe")["config.json"], without=done):
         yield Case(f"nested {case.name}", case.path, case.is_quick)
 
 
@@ -190,14 +183,20 @@ def whole_files(right: bytes) -> dict[str, bytes]:
 
 
 def field_cases(
-    path: Path, document: dict[str, Any], skip: Collection[str] = (), *, every: int = 1
+    path: Path,
+    document: dict[str, Any],
+    skip: Collection[str] = (),
+    *,
+    without: Collection[str] = (),
+    every: int = 1,
 ) -> Iterator[Case]:
     """Write `document` to `path` with each value replaced by each wrong one, and yield the directory.
 
-    skip: keys whose values are replaced as a whole only. every: take one wrong value in so many, others for others.
+    skip: keys whose values are replaced as a whole only. without: keys whose values stay. every: take one wrong value
+    in so many, others for others.
     """
     right = path.read_text()
-    for number, (where, changed) in enumerate(_marked(document, skip)):
+    for number, (where, changed) in enumerate(_marked(document, skip, without)):
         text = json.dumps(changed)
         for i, value in enumerate(WRONG_VALUES[number % every :: every]):
             path.write_text(text.replace(json.dumps(_MARK), value))
@@ -205,9 +204,13 @@ def field_cases(
     path.write_text(right)
 
 
-def _marked(document: dict[str, Any], skip: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _marked(
+    document: dict[str, Any], skip: Collection[str], without: Collection[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each value and the document with a mark there."""
     for place in _places(document, skip):
+        if place[-1] in without:
+            continue
         changed = copy.deepcopy(document)
         node: Any = changed
         for step in place[:-1]:

@@ -84,6 +84,6 @@ def test_hostile_input_is_read_or_refused_and_leaves_nothing(name: str) -> None:
 
 
 def _names_its_place(outcome: dict[str, Any]) -> bool:
-    """Tell whether a message names a file of the case, or a tensor of the model."""
-    places = [*outcome["names"], "layers.", "blk.", "per_layer_", "token_embd", "output_norm"]
+    """Tell whether a message names a file of the case, the text that does not fit it, or a tensor of the model."""
+    places = [*outcome["names"], "text.txt", "layers.", "blk.", "per_layer_", "token_embd", "output_norm"]
     return any(place in outcome["error"] for place in places)
