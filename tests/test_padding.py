@@ -56,6 +56,17 @@ def test_a_padded_model_computes_the_same_logits(moe_f32: Path, tmp_path: Path) 
     np.testing.assert_array_equal(logits(result.path), logits(moe_f32))
 
 
+def test_layers_of_different_widths_are_padded_each_to_its_own(tmp_path: Path) -> None:
+    """As in E2B, where the layers that share keys and values are twice as wide."""
+    checkpoint = write_checkpoint(tmp_path / "e", "e", changes={"intermediate_size": 160})
+    plain = gq.convert(checkpoint, tmp_path / "plain.gguf", "f32").path
+    result = gq.quantize(plain, tmp_path / "padded.gguf", recipe=Recipe(FileType.F32, pad_ffn=PadMode.ON))
+    assert result.padding == {"feed_forward_length": "160, 320 → 256, 512"}
+    widths = read_gguf(result.path).metadata["gemma4.feed_forward_length"].decode()
+    assert widths == [256, 256, 256, 512, 512, 512]
+    np.testing.assert_array_equal(logits(result.path), logits(plain))
+
+
 def test_gate_and_up_halves_are_padded_each(moe_f32: Path) -> None:
     model = read_gguf(moe_f32)
     wide = padded(model, FeedForward.EXPERTS)

@@ -29,6 +29,9 @@ def test_defaults_are_safe_for_gemma_and_said_aloud(example_bf16: Path, tmp_path
     found = types_of(tmp_path / "safe.gguf")
     changed = {name.split(".")[2] for name in found if found[name] != recorded[name]}
     assert changed == {"proj", "inp_gate", "attn_k", "attn_v"}
+    plain = run("quantize", example_bf16, tmp_path / "plain.gguf", "q4_k_m", "--no-floors")
+    assert "sensitive" not in plain.stdout
+    assert types_of(tmp_path / "plain.gguf") == recorded
 
 
 def test_a_saved_recipe_comes_back_and_gives_way_to_options(example_bf16: Path, tmp_path: Path) -> None:

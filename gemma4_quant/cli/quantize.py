@@ -11,6 +11,7 @@ from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors
 from gemma4_quant.cli.quantize_text import result_text
 from gemma4_quant.cli.recipe_options import (
     ExcludeWeights,
+    Floors,
     IncludeWeights,
     LeaveOutputTensor,
     OutputTensorType,
@@ -109,6 +110,7 @@ def register(app: typer.Typer) -> None:
         override_kv: OverrideKv = None,
         qat: Qat = None,
         pad_ffn: PadFfn = None,
+        floors: Floors = True,
         strict_llama: StrictLlama = False,
         recipe_path: RecipeFile = None,
         recipe_from: RecipeFrom = None,
@@ -149,6 +151,7 @@ def register(app: typer.Typer) -> None:
             override_kv or [],
             qat,
             pad_ffn,
+            floors,
             strict_llama,
             recipe_path,
             recipe_from,

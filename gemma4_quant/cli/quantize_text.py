@@ -37,7 +37,7 @@ def _special(result: "QuantizeResult") -> list[str]:
         kinds = ", ".join(sorted(set(result.floors.values())))
         lines.append(
             f"{len(result.floors)} small sensitive tensors got {kinds} instead of fewer bits "
-            f"(--strict-llama leaves that out): {listed(result.floors, 2)}"
+            f"(--no-floors leaves that out): {listed(result.floors, 2)}"
         )
     for key, change in result.padding.items():
         lines.append(f"padded {key} {change} with zeros, so that larger blocks fit (--pad-ffn off leaves that out)")

@@ -79,6 +79,10 @@ PadFfn = Annotated[
         show_default=False,
     ),
 ]
+Floors = Annotated[
+    bool,
+    typer.Option("--floors/--no-floors", help="Give small sensitive tensors of Gemma 4 more bits than the mixture."),
+]
 StrictLlama = Annotated[
     bool,
     typer.Option("--strict-llama", help="Choose types exactly as llama-quantize: no floors, no qat, no padding."),
@@ -113,6 +117,7 @@ class RecipeOptions:
     override_kv: Sequence[str]
     qat: str | None
     pad_ffn: str | None
+    floors: bool
     strict_llama: bool
     recipe: Path | None
     recipe_from: Path | None
@@ -159,6 +164,8 @@ def finished_recipe(options: RecipeOptions, base: "Recipe | None", file_type: Fi
     recipe = replace(base or gemma_recipe(file_type), file_type=file_type)
     if options.strict_llama:
         recipe = replace(recipe, floors=(), qat=QatMode.OFF, pad_ffn=PadMode.OFF)
+    if not options.floors:
+        recipe = replace(recipe, floors=())
     patterns = tuple(parse_tensor_type(text) for text in options.tensor_type)
     if options.tensor_type_file is not None:
         patterns += read_tensor_types(options.tensor_type_file)
