@@ -13,7 +13,7 @@ from gemma4_quant.converters.float_types import auto_type
 from gemma4_quant.converters.gemma4 import rope_frequencies
 from gemma4_quant.converters.lora import merge_adapters
 from gemma4_quant.converters.places import bare_name, place_tensors
-from gemma4_quant.converters.special_tokens import special_metadata, special_texts
+from gemma4_quant.converters.special_tokens import check_added_tokens, special_metadata, special_texts
 from gemma4_quant.converters.text_config import TextConfig
 from gemma4_quant.converters.vocabulary import Vocabulary, read_tokenizer, read_vocabulary, token_metadata
 from gemma4_quant.errors import CheckpointError, ConfigError
@@ -97,7 +97,7 @@ def _tokenizer_metadata(
 ) -> dict[str, Value]:
     settings = checkpoint.read_json("tokenizer_config.json") or {}
     specials = special_texts(settings, checkpoint.read_json("special_tokens_map.json") or {})
-    return {
+    metadata = {
         "tokenizer.ggml.model": string("gemma4"),
         **token_metadata(vocabulary, specials),
         **special_metadata(tokenizer, settings, checkpoint.config, vocabulary.added, len(vocabulary.texts)),
@@ -105,3 +105,5 @@ def _tokenizer_metadata(
         "tokenizer.ggml.add_space_prefix": boolean(False),
         "tokenizer.ggml.add_bos_token": boolean(True),
     }
+    check_added_tokens(metadata)
+    return metadata

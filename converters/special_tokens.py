@@ -91,6 +91,22 @@ def special_metadata(
     }
 
 
+def check_added_tokens(metadata: Mapping[str, Value]) -> None:
+    """Raise CheckpointError when a token that llama.cpp adds to every text is missing: it would abort then.
+
+    metadata: with the keys of special_metadata. gemma4's tokenizer begins with BOS whatever the flags say
+    (llama-vocab.cpp).
+    """
+    for role in ("bos", "eos", "sep"):
+        flag = metadata.get(f"tokenizer.ggml.add_{role}_token")
+        is_added = role == "bos" or (flag is not None and flag.decode() is True)
+        if is_added and f"tokenizer.ggml.{_ID_KEYS[role]}" not in metadata:
+            raise CheckpointError(
+                f"no token of tokenizer.json has the role {role}, and llama.cpp adds that token to every text; "
+                "take tokenizer_config.json from the checkpoint this one was made from"
+            )
+
+
 def _config_ids(config: Json, roles: Sequence[str]) -> Iterator[tuple[str, int]]:
     inner = config.get("text_config")
     for role in roles:

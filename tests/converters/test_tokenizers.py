@@ -320,3 +320,20 @@ def test_a_template_outside_the_checkpoint_is_refused(directory: Path, tmp_path:
     (folder / "x.jinja").symlink_to(tmp_path / "secret")
     with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
         templates(directory, {})
+
+
+@pytest.mark.parametrize(
+    ("role", "flags"), [("bos", {}), ("eos", {"add_eos_token": True}), ("sep", {"add_sep_token": True})]
+)
+def test_a_token_that_is_added_to_every_text_must_be_there(role: str, flags: dict[str, bool], tmp_path: Path) -> None:
+    """llama.cpp aborts at the first text without it."""
+    directory = write_checkpoint(tmp_path, changes={f"{role}_token_id": None})
+    path = directory / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop(f"{role}_token", None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps({**settings, **flags}))
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (directory / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    with pytest.raises(CheckpointError, match=f"has the role {role}, and llama"):
+        load_model(directory)
