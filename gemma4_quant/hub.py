@@ -44,6 +44,9 @@ _UNINDEXED = ("model*.safetensors", "adapter_model.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _FILE_SUFFIXES = (".gguf", ".json", ".safetensors", ".txt")
 
+_FILES_AT_ONCE = 2
+"""Each file comes over several connections where the Hub offers that; of a killed run only these begin anew."""
+
 _OUT_OF_ORDER = 500
 """HTTP status from which on it is the Hub that has a problem."""
 
@@ -182,8 +185,14 @@ def _fetch(
         progress = SilentProgress()
     progress.start(f"download {len(missing)} files of {repository}, {free >> 20:,} MiB free in {cache}", n_bytes, "B")
     try:
-        bars = _bars(progress)
-        return Path(snapshot_download(repository, allow_patterns=names, tqdm_class=bars, **_arguments(options)))
+        path = snapshot_download(
+            repository,
+            allow_patterns=names,
+            max_workers=_FILES_AT_ONCE,
+            tqdm_class=_bars(progress),
+            **_arguments(options),
+        )
+        return Path(path)
     finally:
         progress.finish()
 
