@@ -99,19 +99,23 @@ class _Cursor:
     def string_array(self, count: int, what: str) -> bytes:
         """Return the bytes of `count` strings; walks their lengths, in a window that doubles as they turn up."""
         length_at = struct.Struct("<Q").unpack_from
-        at = 0  # relative to self.at
+        # local names, because a vocabulary has 777,050 strings
+        window = self._window
+        start = at = self.at - self._window_start
+        last = len(window) - 8  # where a length can begin
         for i in range(count):
-            offset = self.at - self._window_start + at
-            if offset + 8 > len(self._window):
-                self._ensure(at + max(8, at, _READ_AHEAD), what, partial=True)
-                offset = self.at - self._window_start + at
-                if offset + 8 > len(self._window):
+            if at > last:
+                seen = at - start
+                self._ensure(seen + max(8, seen, _READ_AHEAD), what, partial=True)
+                window, start = self._window, self.at - self._window_start
+                at, last = start + seen, len(window) - 8
+                if at > last:
                     raise self.error(f"{what} ends after {i} of {count} strings")
-            (length,) = length_at(self._window, offset)
+            (length,) = length_at(window, at)
             if length > _MAX_STRING_BYTES:
                 raise self.error(f"{what}[{i}] is {length} bytes long")
             at += 8 + length
-        return self.take(at, what)
+        return self.take(at - start, what)
 
     def error(self, message: str) -> GgufError:
         return GgufError(f"{self.file.path}, byte {self.at}: {message}; the file is damaged or cut short")
