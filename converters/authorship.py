@@ -183,7 +183,7 @@ def _apply_sampling(known: Any, checkpoint: Checkpoint) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise CheckpointError(f"generation_config.json: {key} is {str(value)[:40]!r}, not {kind.__name__}")
-        if kind is not str and not -_MOST[kind] <= value <= _MOST[kind]:
+        if isinstance(value, int | float) and not -_MOST[kind] <= value <= _MOST[kind]:
             raise CheckpointError(f"generation_config.json: {key} is {str(value)[:40]}, too large for a GGUF")
         setattr(known, attribute, value)
 
