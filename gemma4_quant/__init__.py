@@ -15,6 +15,7 @@ Importing the package is light: each function loads what it needs when it is fir
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemma4_quant.adapter_conversion import convert_adapter as convert_adapter
     from gemma4_quant.benchmark import bench as bench
     from gemma4_quant.calibration import calibrate as calibrate
     from gemma4_quant.conversion import convert as convert
@@ -35,6 +36,7 @@ _HOMES = {
     "bench": "gemma4_quant.benchmark",
     "calibrate": "gemma4_quant.calibration",
     "convert": "gemma4_quant.conversion",
+    "convert_adapter": "gemma4_quant.adapter_conversion",
     "convert_all": "gemma4_quant.conversion_set",
     "convert_projector": "gemma4_quant.projector_conversion",
     "download": "gemma4_quant.hub",
@@ -56,6 +58,7 @@ __all__ = [
     "bench",
     "calibrate",
     "convert",
+    "convert_adapter",
     "convert_all",
     "convert_projector",
     "download",

@@ -11,10 +11,10 @@ from gemma4_quant.safetensors_header import ITEM_BYTES, StoredTensor
 
 
 class Change(Protocol):
-    """Low-rank rows, computed when they are asked for; safe to use from several threads."""
+    """What is added to rows, computed when it is asked for; safe to use from several threads."""
 
-    def rows(self, start: int, stop: int) -> Float32Rows:
-        """Return rows start..stop of the change, (stop − start, n_cols) float32."""
+    def add_to(self, rows: Float32Rows, start: int) -> None:
+        """Add the change to `rows`, (n_rows, n_cols) float32, the first of which is row `start` of the tensor."""
         ...
 
     @property
@@ -54,18 +54,18 @@ class _Factored:
 class LinearChange(_Factored):
     """scale · B · A of a linear layer. a: (rank, n_in), b: (n_out, rank)."""
 
-    def rows(self, start: int, stop: int) -> Float32Rows:
-        """Return rows of the change; see Change."""
-        return scaled(_read(self.b, start, stop), self.scale) @ _read(self.a, 0, self.a.shape[0])
+    def add_to(self, rows: Float32Rows, start: int) -> None:
+        """Add the change to rows; see Change."""
+        _add(_read(self.b, start, start + len(rows)), _read(self.a, 0, self.a.shape[0]), self.scale, rows)
 
 
 @dataclass(frozen=True)
 class EmbeddingChange(_Factored):
     """scale · (B · A)ᵀ of an embedding table. a: (rank, n_tokens), b: (width, rank)."""
 
-    def rows(self, start: int, stop: int) -> Float32Rows:
-        """Return rows of the change, those of tokens start..stop; see Change."""
-        return scaled(_read_columns(self.a, start, stop).T, self.scale) @ _read(self.b, 0, self.b.shape[0]).T
+    def add_to(self, rows: Float32Rows, start: int) -> None:
+        """Add the change to the rows of tokens; see Change."""
+        _add(_read_columns(self.a, start, start + len(rows)).T, _read(self.b, 0, self.b.shape[0]).T, self.scale, rows)
 
 
 @dataclass(frozen=True)
@@ -80,24 +80,30 @@ class ExpertChange(_Factored):
     n_experts: int
     is_transposed: bool
 
-    def rows(self, start: int, stop: int) -> Float32Rows:
-        """Return rows of the change; see Change."""
+    def add_to(self, rows: Float32Rows, start: int) -> None:
+        """Add the change to rows; see Change."""
         n_rows = self.a.shape[1] if self.is_transposed else self.b.shape[0]
-        parts = []
-        while start < stop:
-            expert, first = divmod(start, n_rows)
-            last = min(n_rows, first + stop - start)
-            parts.append(self._expert_rows(expert, first, last))
-            start += last - first
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        done = 0
+        while done < len(rows):
+            expert, first = divmod(start + done, n_rows)
+            piece = rows[done : done + n_rows - first]
+            self._add_to_expert(piece, expert, first)
+            done += len(piece)
 
-    def _expert_rows(self, expert: int, first: int, last: int) -> Float32Rows:
-        rank = self.a.shape[0] // self.n_experts
+    def _add_to_expert(self, rows: Float32Rows, expert: int, first: int) -> None:
+        rank, last = self.a.shape[0] // self.n_experts, first + len(rows)
         inputs = _read(self.a, expert * rank, (expert + 1) * rank)
         if self.is_transposed:
             outputs = _read(self.b, 0, self.b.shape[0])[:, expert :: self.n_experts]
-            return scaled(inputs[:, first:last].T, self.scale) @ outputs.T
-        return scaled(_read(self.b, first, last)[:, expert :: self.n_experts], self.scale) @ inputs
+            _add(inputs[:, first:last].T, outputs.T, self.scale, rows)
+        else:
+            _add(_read(self.b, first, last)[:, expert :: self.n_experts], inputs, self.scale, rows)
+
+
+def _add(left: Float32Rows, right: Float32Rows, scale: float, rows: Float32Rows) -> None:
+    from gemma4_quant.converters.lora.kernels import add_product
+
+    add_product(np.ascontiguousarray(scaled(left, scale)), np.ascontiguousarray(right), rows)
 
 
 def is_zero(stored: StoredTensor) -> bool:

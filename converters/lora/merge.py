@@ -45,8 +45,9 @@ class MergedRows:
 
     def read_rows(self, start: int, stop: int) -> ByteRows:
         """Return rows start..stop, added in float32; see RowSource."""
-        merged = float32_rows(self.base.read_rows(start, stop), self.dtype) + self.change.rows(start, stop)
-        return np.ascontiguousarray(merged, "<f4").view(np.uint8)
+        rows = float32_rows(self.base.read_rows(start, stop), self.dtype)
+        self.change.add_to(rows, start)
+        return rows.view(np.uint8)
 
     @property
     def identity(self) -> bytes:
