@@ -14,6 +14,14 @@ from gemma4_quant.model import Model
 
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS (llama-hparams.h)
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # LLAMA_ROPE_SCALING_TYPES (llama-model.cpp)
+_LEAST = {
+    "rope.freq_base": 1e-30,
+    "rope.freq_base_swa": 1e-30,
+    "rope.scaling.factor": 0.0,
+    "final_logit_softcapping": 0.0,
+}
+"""Least values of settings that must be finite for logits to be numbers; powers of a smaller base overflow."""
+
 _NO_WEIGHTS = (GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64)
 _INTEGERS = (ValueType.BOOL, ValueType.UINT32, ValueType.INT32)
 
@@ -94,7 +102,7 @@ def _check_rope_settings(metadata: Metadata, prefix: str) -> None:
     scaling = get_string(metadata, f"{prefix}.rope.scaling.type", "linear")
     if scaling not in _ROPE_SCALINGS:
         raise GgufError(f"{prefix}.rope.scaling.type is {scaling[:40]!r}; known are {', '.join(_ROPE_SCALINGS)}")
-    for key, low in (("rope.freq_base", 1e-30), ("rope.freq_base_swa", 1e-30), ("final_logit_softcapping", 0.0)):
+    for key, low in _LEAST.items():
         value = metadata.get(f"{prefix}.{key}")
         number = None if value is None else value.decode()
         if isinstance(number, float) and not (math.isfinite(number) and number >= low):

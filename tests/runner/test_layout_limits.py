@@ -83,6 +83,7 @@ ABORTS: dict[str, tuple[str, dict[str, Value | None], str]] = {
 NO_NUMBERS = {
     "rope.freq_base": (0.0, -1.0, math.nan, math.inf, 1e-38),
     "rope.freq_base_swa": (0.0, -1.0, math.nan),
+    "rope.scaling.factor": (math.nan, -2.0),
     "final_logit_softcapping": (math.nan, math.inf, -1.0),
 }
 
