@@ -45,6 +45,7 @@ class Limit:
 # Scales in float16 are off by up to 2⁻²⁵ when they are small. They are multiplied by codes of up to 128, and those of
 # super-blocks by scales of 6 to 8 bits too.
 _BLOCK, _SUPER_BLOCK = 128 * 2.0**-25, 4096 * 2.0**-25
+_SMALL_FLOAT = 2.0**-9  # the smallest scale of NVFP4, UE4M3
 
 _LIKENESS = 0.3
 """Independent rows have cosines of 0 ± 0.06 in 256 weights, honest quantizations of one bit 0.7 and more."""
@@ -75,7 +76,7 @@ _LIMITS: dict[GgmlType, Limit] = {
     GgmlType.IQ4_NL: _fine(0.50, 0.21, 0.10, _BLOCK),
     GgmlType.IQ4_XS: _fine(0.50, 0.21, 0.10, _SUPER_BLOCK),
     GgmlType.MXFP4: _fine(0.55, 0.30, 0.12, _BLOCK),
-    GgmlType.NVFP4: _fine(0.50, 0.24, 0.10, _SUPER_BLOCK),
+    GgmlType.NVFP4: _fine(0.50, 0.24, 0.10, _SMALL_FLOAT),
     GgmlType.Q3_K: _coarse(0.70, 0.43, 0.85, 1.15),
     GgmlType.IQ3_S: _coarse(0.75, 0.40, 0.75, 1.15),
     GgmlType.IQ3_XXS: _coarse(0.75, 0.46, 0.75, 1.15),
