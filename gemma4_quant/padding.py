@@ -131,6 +131,8 @@ def _padded_tensor(tensor: Tensor, kind: FeedForward) -> Tensor:
         groups, units, wide_rows, wide_cols = 1, n_cols, n_rows, _round_up(n_cols)
     elif part in _BY_ROWS[kind]:
         groups = _BY_ROWS[kind][part]
+        if n_rows % groups:
+            raise GgufError(f"{tensor.name} has {n_rows} rows, not as many for gate as for up; convert again")
         units, wide_rows, wide_cols = n_rows // groups, groups * _round_up(n_rows // groups), n_cols
     else:
         return tensor

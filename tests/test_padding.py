@@ -149,6 +149,9 @@ def test_what_cannot_be_padded_is_refused(moe_f32: Path, tmp_path: Path) -> None
     odd = [replace(t, shape=(288, 256)) if t.name == "blk.3.ffn_up.weight" else t for t in model.tensors]
     with pytest.raises(GgufError, match=r"blk\.3\.ffn"):
         padded(replace(model, tensors=odd), FeedForward.SHARED)
+    halves = [replace(t, shape=(8, 191, 256)) if "blk.3.ffn_gate_up" in t.name else t for t in model.tensors]
+    with pytest.raises(GgufError, match="191 rows, not as many for gate as for up"):
+        padded(replace(model, tensors=halves), FeedForward.EXPERTS)
     small = gq.quantize(moe_f32, tmp_path / "q8.gguf", recipe=Recipe(FileType.Q8_0)).path
     with pytest.raises(ShapeError, match="is Q8_0"):
         padded(read_gguf(small), FeedForward.EXPERTS)

@@ -41,6 +41,9 @@ class BlockState(IntEnum):
     EXACT = 2
 
 
+_NEAR, _EXACT = int(BlockState.NEAR), int(BlockState.EXACT)
+
+
 @dataclass(frozen=True)
 class GridShape:
     """Blocks of `n_weights` sharing a scale, codes from `low` to `high`; scales may be negative."""
@@ -105,7 +108,7 @@ def _fit(
             x = rows[row, start : start + n_weights]
             largest, n_nonzero = _largest(x)
             if n_nonzero == 0:
-                states[row, block] = 2
+                states[row, block] = _EXACT
                 continue
             telling[row, block] = n_nonzero >= _TELLING and _differ(x)
             best = -1
@@ -120,7 +123,7 @@ def _fit(
                 scales[row, block] = sign * scale
                 for i in range(n_weights):
                     codes[row, start + i] = np.int8(sign * found[i])
-                states[row, block] = 2 if n_exact == n_weights else 1
+                states[row, block] = _EXACT if n_exact == n_weights else _NEAR
                 if n_exact == n_weights:
                     break
 
