@@ -1,17 +1,19 @@
 """What a user waits for before the real work begins: `python benchmarks/latency.py`.
 
-Prints a Markdown table of medians. Start-up is measured in fresh processes; the real vocabulary (262,144 tokens,
-514,906 merges) is rebuilt from the tests' recorded facts. Generation is compared with a loop that calls llama_decode
-and nothing else, runs of both taking turns.
+Prints a Markdown table: medians of elapsed time, and of computing time, which other work on the machine changes less.
+Start-up is measured in fresh processes; the real vocabulary (262,144 tokens, 514,906 merges) is rebuilt from the
+tests' recorded facts. Generation is compared with a loop that calls llama_decode and nothing else, in turns.
 """
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp
@@ -36,37 +38,37 @@ from pathlib import Path
 from gemma4_quant.checkpoint import open_checkpoint
 from gemma4_quant.converters.vocabulary import read_tokenizer, read_vocabulary, token_metadata
 checkpoint = open_checkpoint(Path(sys.argv[1]))
-started = time.perf_counter()
+started = time.perf_counter(), time.process_time()
 token_metadata(read_vocabulary(read_tokenizer(checkpoint)), frozenset())
-print(time.perf_counter() - started)
+print(time.perf_counter() - started[0], time.process_time() - started[1])
 """
 
 OPENING = """
 import sys, time
 from pathlib import Path
 from gemma4_quant.source import open_gguf
-started = time.perf_counter()
+started = time.perf_counter(), time.process_time()
 open_gguf(Path(sys.argv[1]))
-print(time.perf_counter() - started)
+print(time.perf_counter() - started[0], time.process_time() - started[1])
 """
 
 CACHED_KERNELS = """
 import time
-started = time.perf_counter()
+started = time.perf_counter(), time.process_time()
 import gemma4_quant.quantization
 from gemma4_quant.codecs import compile_kernels
 from gemma4_quant.ggml import GgmlType
 compile_kernels([GgmlType.Q4_K, GgmlType.Q6_K])
-print(time.perf_counter() - started)
+print(time.perf_counter() - started[0], time.process_time() - started[1])
 """
 
 LOADING = """
 import sys, time
 from pathlib import Path
 from gemma4_quant.runner.weights import LoadedModel
-started = time.perf_counter()
+started = time.perf_counter(), time.process_time()
 LoadedModel(Path(sys.argv[1])).close()
-print(time.perf_counter() - started)
+print(time.perf_counter() - started[0], time.process_time() - started[1])
 """
 
 
@@ -81,7 +83,7 @@ def main() -> None:
         checkpoint = write_real_vocabulary_checkpoint(work / "real", indent=2)
         real = gq.convert(checkpoint, work / "real.gguf", "bf16").path
         example = gq.convert(EXAMPLE, work / "example.gguf", "bf16").path
-        print("| what | seconds, median | fastest | slowest |\n|---|---|---|---|")
+        print("| what | seconds, median | fastest | computing, median |\n|---|---|---|---|")
         row("`gemma4-quant --help`", n_runs, lambda: command("--help"))
         row("`gemma4-quant inspect` of a GGUF with the real vocabulary", n_runs, lambda: command("inspect", real))
         row("opening that GGUF, within it", n_runs, lambda: inside(OPENING, real))
@@ -92,22 +94,34 @@ def main() -> None:
         generation(example, n_runs)
 
 
-def row(what: str, n_runs: int, measure: Callable[[], float]) -> None:
+def row(what: str, n_runs: int, measure: Callable[[], "Duration"]) -> None:
     """Measure and print one line."""
     samples = [measure() for _ in range(n_runs)]
-    print(f"| {what} | {statistics.median(samples):.2f} | {min(samples):.2f} | {max(samples):.2f} |", flush=True)
+    elapsed = [sample.elapsed_s for sample in samples]
+    computing = statistics.median(sample.computing_s for sample in samples)
+    print(f"| {what} | {statistics.median(elapsed):.2f} | {min(elapsed):.2f} | {computing:.2f} |", flush=True)
 
 
-def command(*arguments: object) -> float:
-    """Return the seconds that a whole command takes."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Duration:
+    """Seconds on the clock, and seconds of all cores."""
+
+    elapsed_s: float
+    computing_s: float
+
+
+def command(*arguments: object) -> Duration:
+    """Return how long a whole command takes."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     run([sys.executable, "-m", "gemma4_quant", *map(str, arguments)])
-    return time.perf_counter() - started
+    elapsed, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Duration(elapsed, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def inside(code: str, *arguments: object) -> float:
-    """Return the seconds that a fresh process measures itself."""
-    return float(run([sys.executable, "-c", code, *map(str, arguments)]))
+def inside(code: str, *arguments: object) -> Duration:
+    """Return what a fresh process measures of itself, after its start."""
+    elapsed, computing = run([sys.executable, "-c", code, *map(str, arguments)]).split()
+    return Duration(float(elapsed), float(computing))
 
 
 def run(arguments: Sequence[str]) -> str:
