@@ -7,7 +7,7 @@ taken from the gguf package, so that `--help` starts without importing it; a tes
 from dataclasses import dataclass
 from enum import IntEnum
 
-from gemma4_quant.errors import ShapeError, UnsupportedTypeError
+from gemma4_quant.errors import ShapeError, UnsupportedTypeError, shortened
 
 ALIGNMENT = 32
 """Bytes; the default of `general.alignment` in a GGUF file."""
@@ -198,7 +198,7 @@ def parse_file_type(text: str) -> FileType:
     if name.isdecimal() and int(name) in set(FileType):
         return FileType(int(name))
     known = ", ".join(kind.name.lower() for kind in FileType)
-    raise UnsupportedTypeError(f"{text!r} is not a file type; known are {known}")
+    raise UnsupportedTypeError(f"{shortened(text)!r} is not a file type; known are {known}")
 
 
 def parse_ggml_type(text: str) -> GgmlType:
@@ -207,4 +207,4 @@ def parse_ggml_type(text: str) -> GgmlType:
     if name in GgmlType.__members__:
         return GgmlType[name]
     known = ", ".join(kind.name.lower() for kind in GgmlType)
-    raise UnsupportedTypeError(f"{text!r} is not a tensor type; known are {known}")
+    raise UnsupportedTypeError(f"{shortened(text)!r} is not a tensor type; known are {known}")

@@ -101,7 +101,7 @@ def parse_recipe(text: str) -> Recipe:
     """Read a recipe from TOML; raises InputError (or UnsupportedTypeError for a type) saying which key is wrong."""
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets numbers of thousands of digits through to int()
         raise InputError(f"not a recipe: {error}") from error
     if unknown := sorted(table.keys() - _KEYS):
         raise InputError(f"unknown keys {listed(unknown)}; known are {', '.join(sorted(_KEYS))}")
