@@ -11,9 +11,9 @@ from gemma4_quant.limited_process import LimitedProcess, LimitExceededError, Lim
 from gemma4_quant.metadata import get_string
 from gemma4_quant.model import Model
 
-LIMITS = Limits(seconds=120.0, memory_bytes=4 << 30)
-"""A vocabulary of Gemma 4's size takes about a second, twenty on a machine with much else to do; memory is address
-space, most of it never touched."""
+LIMITS = Limits(seconds=120.0, memory_bytes=64 << 30)
+"""A vocabulary of Gemma 4's size takes about a second, twenty on a machine with much else to do. Memory is address
+space, of which drivers of GPUs reserve much that they never touch."""
 
 
 def refuse_what_kills(model: Model) -> None:
