@@ -53,7 +53,7 @@ def main() -> None:
     """Serve."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["GGML_NO_BACKTRACE"] = "1"  # see trial_worker
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU has nothing to do here, and CUDA takes more addresses than allowed
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA would take more addresses than allowed
     skip_package_start()
     serve(tokenize)
 
