@@ -46,7 +46,7 @@ def adapter_cases(work: Path) -> Iterator[Case]:
     config = directory / "adapter_config.json"
     document = json.loads(config.read_text())
     document |= {"alpha_pattern": {"up_proj": 4}, "use_rslora": False, "use_dora": False, "layers_to_transform": None}
-    yield from field_cases(config, document, every=2)
+    yield from field_cases(config, document, every=3)
     for pattern in PATTERNS:
         for key in ("rank_pattern", "alpha_pattern"):
             config.write_text(json.dumps({**document, key: {pattern: 4}}))
@@ -67,11 +67,11 @@ def projector_cases(work: Path) -> Iterator[Case]:
         document = multimodal_config(kind)
         document["text_config"] = {"hidden_size": 256, "model_type": "gemma4_text"}
         skip = {"rope_parameters", "text_config"}
-        for case in field_cases(directory / "config.json", document, skip, every=2):
+        for case in field_cases(directory / "config.json", document, skip, every=3):
             yield Case(f"{kind}: {case.name}", case.path, is_quick=True)
         (directory / "processor_config.json").write_text(json.dumps(PROCESSOR))
     directory = work / "full"
-    for case in field_cases(directory / "processor_config.json", PROCESSOR, every=2):
+    for case in field_cases(directory / "processor_config.json", PROCESSOR, every=3):
         yield Case(case.name, case.path, is_quick=True)
 
 

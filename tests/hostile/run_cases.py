@@ -104,11 +104,19 @@ def importance_readers(bench: Bench) -> dict[str, Reader]:
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Groups of cases for the same readers. sound: the undamaged input, below the directory of the sound model."""
+    """Groups of cases for the same readers. sound: makes the undamaged input in the directory of the sound model."""
 
     groups: Mapping[str, Cases]
     make_readers: Callable[[Bench], dict[str, Reader]]
-    sound: str = "model.gguf"
+    sound: Callable[[Path], Path] = lambda directory: directory / "model.gguf"
+
+
+def _write_sound_adapter(directory: Path) -> Path:
+    return write_adapter(directory / "adapter", [(companion_cases.WEIGHT, (64, 32))])
+
+
+def _write_sound_importance(directory: Path) -> Path:
+    return write_tiny_importance(directory / "importance.gguf", directory / "model.gguf")
 
 
 SETS: Mapping[str, CaseSet] = {
@@ -121,7 +129,7 @@ SETS: Mapping[str, CaseSet] = {
             "JSON bombs": json_cases.bomb_cases,
         },
         checkpoint_readers,
-        "checkpoint",
+        lambda directory: directory / "checkpoint",
     ),
     "checkpoint": CaseSet(
         {
@@ -131,7 +139,7 @@ SETS: Mapping[str, CaseSet] = {
             "model cards": safetensors_cases.card_cases,
         },
         checkpoint_readers,
-        "checkpoint",
+        lambda directory: directory / "checkpoint",
     ),
     "GGUF": CaseSet(
         {
@@ -142,13 +150,17 @@ SETS: Mapping[str, CaseSet] = {
         },
         gguf_readers,
     ),
-    "companions": CaseSet({"adapters": companion_cases.adapter_cases}, adapter_readers, "adapter"),
-    "projectors": CaseSet({"projectors": companion_cases.projector_cases}, projector_readers, "projector"),
+    "companions": CaseSet({"adapters": companion_cases.adapter_cases}, adapter_readers, _write_sound_adapter),
+    "projectors": CaseSet(
+        {"projectors": companion_cases.projector_cases},
+        projector_readers,
+        lambda directory: write_multimodal(directory / "projector"),
+    ),
     "splits": CaseSet({"splits": companion_cases.split_cases}, gguf_readers),
     "verify": CaseSet(
         {"verify": gguf_cases.few_metadata_cases, "verify documents": gguf_cases.document_cases}, verify_readers
     ),
-    "importance": CaseSet({"importance": gguf_cases.importance_cases}, importance_readers, "importance.gguf"),
+    "importance": CaseSet({"importance": gguf_cases.importance_cases}, importance_readers, _write_sound_importance),
 }
 
 
@@ -173,15 +185,13 @@ def main(name: str) -> None:
 def _warm_up(directory: Path, case_set: CaseSet) -> Bench:
     """Read a sound model with every reader, so that libraries and kernels are loaded before memory is limited."""
     model = write_tiny_gguf(directory)
-    write_tiny_importance(directory / "importance.gguf", model)
-    write_adapter(directory / "adapter", [(companion_cases.WEIGHT, (64, 32))])
-    write_multimodal(directory / "projector")
     text = directory / "text.txt"
     text.write_text("abc abd ab cab " * 10)
     bench = Bench(model, directory / "checkpoint", text)
+    sound = case_set.sound(directory)
     for read in case_set.make_readers(bench).values():
         (directory / "out").mkdir()
-        read(directory / case_set.sound, directory / "out")
+        read(sound, directory / "out")
         _empty(directory / "out")
     return bench
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,9 +148,11 @@ def trap_cases(work: Path) -> Iterator[Case]:
         INDEX,
         SHARD,
     )
+    sound = write_tiny(work / "sound")
     for number, name in enumerate(names):
         for trap, make in traps.items():
-            directory = write_tiny(work / f"{number}-{trap.replace(' ', '-')}")
+            directory = work / f"{number}-{trap.replace(' ', '-')}"
+            shutil.copytree(sound, directory)
             (directory / name).unlink(missing_ok=True)
             make(directory / name)
             yield Case(f"{name} is {trap}", directory)
