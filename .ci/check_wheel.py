@@ -4,13 +4,23 @@ import sys
 import zipfile
 from pathlib import Path
 
-EXPECTED = (
-    "gemma4_quant/__init__.py",
-    "gemma4_quant/py.typed",
-    "gemma4_quant/cli/app.py",
-    "gemma4_quant/converters/__init__.py",
-    "gemma4_quant/calibration/__init__.py",
-)
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "gemma4_quant": "gemma4_quant",
+    "converters": "gemma4_quant/converters",
+    "calibration": "gemma4_quant/calibration",
+}
+"""Folders of the repository and where a wheel has them."""
+
+
+def expected() -> list[str]:
+    """List the files that a wheel must have: every module, and the type marker."""
+    modules = [
+        f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, place in FOLDERS.items()
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+    return ["gemma4_quant/py.typed", *modules]
 
 
 def problems(wheel: Path) -> list[str]:
@@ -18,7 +28,7 @@ def problems(wheel: Path) -> list[str]:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     found = [f"unexpected top-level name {top}" for top in sorted(tops - {"gemma4_quant"})]
-    return found + [f"{name} is missing" for name in EXPECTED if name not in names]
+    return found + [f"{name} is missing" for name in expected() if name not in names]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ggml_quantizer import llama_quantize
 
 import gemma4_quant as gq
 from gemma4_quant.cores import n_cores
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.recipe import Recipe
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 FILE_TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0")

@@ -20,10 +20,10 @@ import llama_cpp
 
 import gemma4_quant as gq
 from gemma4_quant.codecs import compile_kernels
+from gemma4_quant.measuring.throughput import measure_speed
 from gemma4_quant.progress import SilentProgress
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
-from gemma4_quant.throughput import measure_speed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_vocabulary import write_real_vocabulary_checkpoint
@@ -35,7 +35,7 @@ N_TOKENS = 100
 VOCABULARY = """
 import sys, time
 from pathlib import Path
-from gemma4_quant.checkpoint import open_checkpoint
+from gemma4_quant.formats.checkpoint import open_checkpoint
 from gemma4_quant.converters.vocabulary import read_tokenizer, read_vocabulary, token_metadata
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 started = time.perf_counter(), time.process_time()

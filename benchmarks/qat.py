@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import gemma4_quant as gq
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -18,7 +18,7 @@ from measured_process import Measured, measure, warm
 
 from gemma4_quant.calibration.importance import Entry, Importance, write_importance
 from gemma4_quant.cores import n_cores
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 
 FILE_TYPES = ("Q4_K_M", "Q6_K", "IQ4_XS", "Q8_0", "Q4_0")
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gemma4_quant as gq
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType, row_bytes
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.model import Tensor
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "tiny-gemma4-e"

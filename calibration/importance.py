@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant.arrays import Float32Rows
-from gemma4_quant.destination import cannot_write, partial_of
 from gemma4_quant.errors import GgufError, ImportanceError, listed
+from gemma4_quant.formats.gguf_header import TensorInfo, align, encode_header
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.gguf_header import TensorInfo, align, encode_header
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import Metadata, get_int, string, strings, uint32
 from gemma4_quant.model import Model, Tensor
+from gemma4_quant.writing.destination import cannot_write, partial_of
 
 _SUMS = ".in_sum2"
 _COUNTS = ".counts"

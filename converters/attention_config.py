@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gemma4_quant.errors import ConfigError, shortened
-from gemma4_quant.json_input import Fields
+from gemma4_quant.formats.json_input import Fields
 
 LOCAL = "sliding_attention"
 GLOBAL = "full_attention"

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma4_quant.checkpoint import Checkpoint
 from gemma4_quant.errors import CheckpointError
+from gemma4_quant.formats.checkpoint import Checkpoint
+from gemma4_quant.formats.json_input import read_bounded
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.hub_cache import repository_of
-from gemma4_quant.json_input import read_bounded
+from gemma4_quant.hub.cache import repository_of
 from gemma4_quant.metadata import (
     Metadata,
     Value,

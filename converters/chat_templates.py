@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gemma4_quant.checkpoint import Checkpoint, find_checkpoint_file
 from gemma4_quant.errors import CheckpointError
-from gemma4_quant.json_input import read_bounded
+from gemma4_quant.formats.checkpoint import Checkpoint, find_checkpoint_file
+from gemma4_quant.formats.json_input import read_bounded
 from gemma4_quant.metadata import Value, string, strings
 
 MAX_TEMPLATE_BYTES = 4 << 20

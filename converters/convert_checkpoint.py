@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters.authorship import general_metadata
 from gemma4_quant.converters.chat_templates import template_metadata
 from gemma4_quant.converters.decoders import read_decoder
@@ -17,8 +16,9 @@ from gemma4_quant.converters.special_tokens import check_added_tokens, special_m
 from gemma4_quant.converters.text_config import TextConfig
 from gemma4_quant.converters.vocabulary import Vocabulary, read_tokenizer, read_vocabulary, token_metadata
 from gemma4_quant.errors import CheckpointError, ConfigError
+from gemma4_quant.formats.checkpoint import Checkpoint, open_checkpoint
+from gemma4_quant.formats.json_input import kind_of
 from gemma4_quant.ggml import FileType
-from gemma4_quant.json_input import kind_of
 from gemma4_quant.metadata import Value, ValueType, boolean, numbers, string, uint32
 from gemma4_quant.model import Model
 

@@ -11,7 +11,7 @@ from gemma4_quant.converters.families import Family, find_family
 from gemma4_quant.converters.places import Drop, Place
 from gemma4_quant.converters.runnable import check_runnable
 from gemma4_quant.converters.text_config import TextConfig, read_text_config, text_fields
-from gemma4_quant.json_input import Fields
+from gemma4_quant.formats.json_input import Fields
 from gemma4_quant.metadata import Value
 
 

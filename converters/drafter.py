@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from gemma4_quant.converters.gemma4 import ALWAYS, OPTIONAL, layer_sizes
 from gemma4_quant.converters.places import Drop, Place
 from gemma4_quant.converters.text_config import TextConfig
-from gemma4_quant.json_input import Fields
+from gemma4_quant.formats.json_input import Fields
 from gemma4_quant.metadata import Value, uint32
 
 ARCHITECTURE = "gemma4-assistant"

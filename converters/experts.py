@@ -11,9 +11,9 @@ from itertools import accumulate
 import numpy as np
 
 from gemma4_quant.arrays import ByteRows
-from gemma4_quant.checkpoint import Checkpoint, CheckpointTensor, DerivedTensor
 from gemma4_quant.converters.attention_config import MAX_SIZE
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError, listed
+from gemma4_quant.formats.checkpoint import Checkpoint, CheckpointTensor, DerivedTensor
 from gemma4_quant.model import DataFile, RowSource
 
 _EXPERT = re.compile(

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma4_quant.converters.text_config import Defaults
 from gemma4_quant.errors import ConfigError
-from gemma4_quant.json_input import kind_of
+from gemma4_quant.formats.json_input import kind_of
 
 
 @dataclass(frozen=True)

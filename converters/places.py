@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from gemma4_quant.checkpoint import CheckpointTensor
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError, listed
+from gemma4_quant.formats.checkpoint import CheckpointTensor
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.model import Tensor
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma4_quant.errors import CheckpointError
-from gemma4_quant.json_input import kind_of
+from gemma4_quant.formats.json_input import kind_of
 from gemma4_quant.metadata import Value, boolean, uint32
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

@@ -18,7 +18,7 @@ from gemma4_quant.converters.attention_config import (
     read_layer_types,
 )
 from gemma4_quant.errors import shortened
-from gemma4_quant.json_input import Fields
+from gemma4_quant.formats.json_input import Fields
 
 MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS (llama-hparams.h)."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_quant.checkpoint import Checkpoint
 from gemma4_quant.errors import CheckpointError
-from gemma4_quant.json_input import kind_of
+from gemma4_quant.formats.checkpoint import Checkpoint
+from gemma4_quant.formats.json_input import kind_of
 from gemma4_quant.metadata import Value, ValueType, numbers, strings
 
 MAX_TOKENIZER_BYTES = 40 << 20

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from gemma4_quant.errors import Gemma4QuantError as Gemma4QuantError
     from gemma4_quant.ggml import FileType as FileType
     from gemma4_quant.ggml import GgmlType as GgmlType
-    from gemma4_quant.hub import HubOptions as HubOptions
-    from gemma4_quant.hub import download as download
+    from gemma4_quant.hub.downloads import HubOptions as HubOptions
+    from gemma4_quant.hub.downloads import download as download
     from gemma4_quant.inspection import inspect as inspect
     from gemma4_quant.projector_conversion import convert_projector as convert_projector
     from gemma4_quant.quantization import quantize as quantize
@@ -39,14 +39,14 @@ _HOMES = {
     "convert_adapter": "gemma4_quant.adapter_conversion",
     "convert_all": "gemma4_quant.conversion_set",
     "convert_projector": "gemma4_quant.projector_conversion",
-    "download": "gemma4_quant.hub",
+    "download": "gemma4_quant.hub.downloads",
     "inspect": "gemma4_quant.inspection",
     "quantize": "gemma4_quant.quantization",
     "verify": "gemma4_quant.verification",
     "FileType": "gemma4_quant.ggml",
     "GgmlType": "gemma4_quant.ggml",
     "Gemma4QuantError": "gemma4_quant.errors",
-    "HubOptions": "gemma4_quant.hub",
+    "HubOptions": "gemma4_quant.hub.downloads",
 }
 
 __all__ = [

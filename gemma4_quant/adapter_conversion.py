@@ -7,11 +7,11 @@ from gemma4_quant.conversion import ConvertResult, check_out_type, output_path, 
 from gemma4_quant.converters import auto_type, float_type
 from gemma4_quant.converters.lora.adapter_file import open_adapter_file
 from gemma4_quant.converters.lora.settings import read_settings
-from gemma4_quant.destination import input_files
 from gemma4_quant.errors import CheckpointError
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.plan import Assignment, make_plan
 from gemma4_quant.progress import Progress
+from gemma4_quant.writing.destination import input_files
+from gemma4_quant.writing.plan import Assignment, make_plan
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import InputError
-from gemma4_quant.evaluation import EvaluationOptions, Score, evaluate, refuse_other_vocabularies
+from gemma4_quant.measuring.evaluation import EvaluationOptions, Score, evaluate, refuse_other_vocabularies
+from gemma4_quant.measuring.throughput import Speed, measure_speed
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.llama_library import device_text, versions
 from gemma4_quant.runner.weights import LoadedModel
-from gemma4_quant.throughput import Speed, measure_speed
 
 
 @dataclass(frozen=True)

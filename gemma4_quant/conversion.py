@@ -8,17 +8,17 @@ from pathlib import Path
 
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import auto_type, default_file_name, float_type, load_model
-from gemma4_quant.destination import cannot_write, input_files, with_type
 from gemma4_quant.errors import UnsupportedTypeError
-from gemma4_quant.forecast import Forecast, forecast
+from gemma4_quant.formats.shards import SplitRule, shard_paths
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.hub_cache import output_directory
+from gemma4_quant.hub.cache import output_directory
 from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model
-from gemma4_quant.plan import Assignment, Plan, make_plan
 from gemma4_quant.progress import Progress
-from gemma4_quant.shards import SplitRule, shard_paths
-from gemma4_quant.writer import Job, write_gguf
+from gemma4_quant.writing.destination import cannot_write, input_files, with_type
+from gemma4_quant.writing.forecast import Forecast, forecast
+from gemma4_quant.writing.plan import Assignment, Plan, make_plan
+from gemma4_quant.writing.writer import Job, write_gguf
 
 OUT_TYPES = ("bf16", "f16", "f32", "q8_0", "auto")
 """What --outtype accepts, as convert_hf_to_gguf.py does."""

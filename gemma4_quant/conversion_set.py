@@ -9,16 +9,16 @@ from gemma4_quant.conversion import ConvertResult, check_out_type, convert, fore
 from gemma4_quant.converters import convert_checkpoint, load_model, open_with_adapters
 from gemma4_quant.converters.projector import has_encoders, open_projector
 from gemma4_quant.errors import CheckpointError, ConfigError, OutputError
-from gemma4_quant.forecast import Forecast
-from gemma4_quant.hub_cache import output_directory
+from gemma4_quant.formats.shards import SplitRule
+from gemma4_quant.hub.cache import output_directory
 from gemma4_quant.metadata import get_int, get_string
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
 from gemma4_quant.projector_conversion import convert_projector, forecast_projector
 from gemma4_quant.runner.companions import Companions, try_together
 from gemma4_quant.runner.preflight import refuse_what_aborts
-from gemma4_quant.shards import SplitRule
 from gemma4_quant.source import open_gguf
+from gemma4_quant.writing.forecast import Forecast
 
 _TARGET, _DRAFTER = "gemma4", "gemma4-assistant"
 

@@ -14,15 +14,15 @@ from gemma4_quant.codecs.half import LARGEST
 from gemma4_quant.conversion import ConvertResult, check_out_type, output_path, write_converted
 from gemma4_quant.converters import auto_type, float_type, open_with_adapters
 from gemma4_quant.converters.projector import Projector, is_limit, open_projector
-from gemma4_quant.destination import input_files
 from gemma4_quant.errors import listed
-from gemma4_quant.forecast import Forecast, forecast
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model, Tensor
-from gemma4_quant.plan import Assignment, Plan, make_plan
 from gemma4_quant.progress import Progress
-from gemma4_quant.writer import Job
+from gemma4_quant.writing.destination import input_files
+from gemma4_quant.writing.forecast import Forecast, forecast
+from gemma4_quant.writing.plan import Assignment, Plan, make_plan
+from gemma4_quant.writing.writer import Job
 
 logger = logging.getLogger(__name__)
 

@@ -9,21 +9,21 @@ from pathlib import Path
 from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
-from gemma4_quant.destination import input_files, with_type
 from gemma4_quant.errors import InputError, naming
-from gemma4_quant.forecast import Decision, Forecast, forecast
-from gemma4_quant.gemma_defaults import gemma_recipe
+from gemma4_quant.formats.shards import KeptSplit, SplitRule, unsplit_name
 from gemma4_quant.ggml import FileType
-from gemma4_quant.hub_cache import output_directory
+from gemma4_quant.hub.cache import output_directory
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
-from gemma4_quant.qat import GridReport, report_grids
 from gemma4_quant.quantize_plan import QuantizePlan, quantize_plan
-from gemma4_quant.recipe import Reason, Recipe
-from gemma4_quant.recipe_file import save_recipe
-from gemma4_quant.shards import KeptSplit, SplitRule, unsplit_name
+from gemma4_quant.recipes.gemma_defaults import gemma_recipe
+from gemma4_quant.recipes.qat import GridReport, report_grids
+from gemma4_quant.recipes.recipe import Reason, Recipe
+from gemma4_quant.recipes.recipe_file import save_recipe
 from gemma4_quant.source import open_model
-from gemma4_quant.writer import Job, write_ggufs
+from gemma4_quant.writing.destination import input_files, with_type
+from gemma4_quant.writing.forecast import Decision, Forecast, forecast
+from gemma4_quant.writing.writer import Job, write_ggufs
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from gemma4_quant.calibration.importance import Importance
 from gemma4_quant.codecs import CODECS
 from gemma4_quant.converters import auto_type, float_type
 from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeError, listed
+from gemma4_quant.formats.shards import SplitRule
 from gemma4_quant.ggml import FileType, is_quantized, row_bytes
 from gemma4_quant.metadata import Metadata, Value, string, uint32
 from gemma4_quant.model import Model, Tensor
-from gemma4_quant.overrides import overridden
-from gemma4_quant.padding import FeedForward, can_be_padded, padded, padded_importance, padded_widths
-from gemma4_quant.plan import Assignment, Plan, make_plan
-from gemma4_quant.provenance import provenance, without_provenance
-from gemma4_quant.pruning import pruned, pruned_importance
-from gemma4_quant.qat import GridPlan, plan_grids
-from gemma4_quant.recipe import Choice, PadMode, Recipe, choose_types, requires_importance
-from gemma4_quant.shards import SplitRule
+from gemma4_quant.recipes.overrides import overridden
+from gemma4_quant.recipes.padding import FeedForward, can_be_padded, padded, padded_importance, padded_widths
+from gemma4_quant.recipes.provenance import provenance, without_provenance
+from gemma4_quant.recipes.pruning import pruned, pruned_importance
+from gemma4_quant.recipes.qat import GridPlan, plan_grids
+from gemma4_quant.recipes.recipe import Choice, PadMode, Recipe, choose_types, requires_importance
+from gemma4_quant.writing.plan import Assignment, Plan, make_plan
 
 logger = logging.getLogger(__name__)
 

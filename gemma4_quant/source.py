@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma4_quant.errors import GgufError, InputError, naming, shortened
+from gemma4_quant.formats.split_reader import read_model
 from gemma4_quant.metadata import get_string
 from gemma4_quant.model import Model
-from gemma4_quant.split_reader import read_model
 
 ARCHITECTURES = ("gemma4", "gemma4-assistant")
 """Values of `general.architecture` of the models that this tool handles."""

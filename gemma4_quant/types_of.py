@@ -8,8 +8,8 @@ from gemma4_quant.errors import GgufError, InputError, listed
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import get_int
 from gemma4_quant.model import Model, Tensor
-from gemma4_quant.padding import FeedForward, can_be_padded, padded
-from gemma4_quant.recipe import PadMode, Recipe
+from gemma4_quant.recipes.padding import FeedForward, can_be_padded, padded
+from gemma4_quant.recipes.recipe import PadMode, Recipe
 from gemma4_quant.source import open_gguf
 
 

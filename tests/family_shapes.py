@@ -9,8 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.model import ArrayRows, Model, Tensor
 
 N_ROWS = 2

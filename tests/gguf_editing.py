@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_quant.arrays import ByteRows
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.metadata import Value
 from gemma4_quant.model import ArrayRows, Model, Tensor
-from gemma4_quant.plan import Assignment, make_plan
+from gemma4_quant.writing.plan import Assignment, make_plan
 
 Rows = Callable[[ByteRows], ByteRows]
 

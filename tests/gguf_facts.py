@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 
 
 def facts_of(path: Path) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gemma4_quant as gq
-from gemma4_quant import committer, tiles, writer
 from gemma4_quant.codecs.base import Effort
+from gemma4_quant.formats.shards import SplitLimits
 from gemma4_quant.quantization import quantize_each
-from gemma4_quant.shards import SplitLimits
-from gemma4_quant.tiles import Destination, Tile
+from gemma4_quant.writing import committer, tiles, writer
+from gemma4_quant.writing.tiles import Destination, Tile
 
 
 def slow_down(log: Path, seconds: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import llama_cpp
 
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.recipe import Recipe
 
 _TENSOR = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*\], type = +(\w+), size = [^(\n]*(?:\((\w+)\))?$", re.MULTILINE)
 

@@ -8,7 +8,7 @@ from adapters import write_adapter
 from projector_checkpoints import multimodal_config, tower_shapes, write_multimodal
 
 from gemma4_quant.conversion_set import convert_all, forecast_all
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.projector_conversion import convert_projector
 
 QUERIES = ("model.language_model.layers.0.self_attn.q_proj.weight", (256, 256))

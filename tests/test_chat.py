@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gemma4_quant.chat import ChatTemplate, Conversation, render_chat
+from gemma4_quant.chat.template_worker import Renderer
+from gemma4_quant.chat.templates import ChatTemplate, Conversation, render_chat
 from gemma4_quant.errors import ChatTemplateError
-from gemma4_quant.template_worker import Renderer
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "chat-templates.json").read_text())
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from checkpoints import write_safetensors
 
-from gemma4_quant.checkpoint import INDEX_NAME, MAX_INDEX_BYTES, find_checkpoint_file, open_checkpoint
 from gemma4_quant.errors import CheckpointError, InputError, UnmappedTensorsError
-from gemma4_quant.json_input import MAX_CONFIG_BYTES
+from gemma4_quant.formats.checkpoint import INDEX_NAME, MAX_INDEX_BYTES, find_checkpoint_file, open_checkpoint
+from gemma4_quant.formats.json_input import MAX_CONFIG_BYTES
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 WEIGHT_MAP = {"a": SHARDS[0], "b": SHARDS[1]}

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from gemma4_quant.cli.app import app
 from gemma4_quant.cli.quantize import Target, parse_target
+from gemma4_quant.formats.gguf_header import encode_header
 from gemma4_quant.ggml import FileType
-from gemma4_quant.gguf_header import encode_header
 from gemma4_quant.metadata import ValueType, float32, numbers, string
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"

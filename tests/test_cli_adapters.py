@@ -9,7 +9,7 @@ from checkpoints import write_checkpoint
 from typer.testing import CliRunner
 
 from gemma4_quant.cli.app import app
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.metadata import get_string
 
 RUNNER = CliRunner()

@@ -10,7 +10,7 @@ from gguf_facts import facts_of
 
 import gemma4_quant as gq
 from gemma4_quant.errors import UnsupportedTypeError
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.metadata import ValueType
 
 GOLDEN = Path(__file__).parent / "golden"

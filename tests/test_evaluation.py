@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from checkpoints import EXAMPLE
 
-from gemma4_quant import evaluation, text
+from gemma4_quant import text
 from gemma4_quant.errors import InputError, TextError
-from gemma4_quant.evaluation import EvaluationOptions, evaluate
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
+from gemma4_quant.measuring import evaluation
+from gemma4_quant.measuring.evaluation import EvaluationOptions, evaluate
 from gemma4_quant.progress import SilentProgress
 from gemma4_quant.runner.weights import LoadedModel
 

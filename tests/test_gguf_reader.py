@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma4_quant.errors import GgufError, InputError
+from gemma4_quant.formats.gguf_header import TensorInfo, encode_header
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.gguf_header import TensorInfo, encode_header
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import Value, ValueType, numbers, string, strings, uint32
 from gemma4_quant.source import open_gguf
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from gemma4_quant.cli.app import app
 from gemma4_quant.converters import load_model
 from gemma4_quant.errors import HubError, InputError, OutputError
-from gemma4_quant.hub import HubOptions, download, resolve_checkpoint
+from gemma4_quant.hub.downloads import HubOptions, download, resolve_checkpoint
 
 ID = "google/gemma-4-tiny-it"
 
@@ -218,7 +218,7 @@ def test_an_index_cannot_fetch_files_from_elsewhere(
 def test_a_full_disk_is_told_before_anything_is_downloaded(
     hub: FakeHub, options: HubOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemma4_quant.hub._free_bytes", lambda _: 1000)
+    monkeypatch.setattr("gemma4_quant.hub.downloads._free_bytes", lambda _: 1000)
     with pytest.raises(OutputError, match="1,000 are free"):
         download(ID, options)
     assert not any(name.startswith("model-") for name in hub.downloads)

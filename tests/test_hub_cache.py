@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from gemma4_quant.checkpoint import find_checkpoint_file
 from gemma4_quant.errors import CheckpointError
-from gemma4_quant.hub_cache import output_directory, repository_of
+from gemma4_quant.formats.checkpoint import find_checkpoint_file
+from gemma4_quant.hub.cache import output_directory, repository_of
 
 COMMIT = "3" * 40
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import gemma4_quant as gq
-from gemma4_quant import partial_file, writer
 from gemma4_quant.codecs.base import Effort
-from gemma4_quant.destination import partial_of
 from gemma4_quant.errors import OutputError
-from gemma4_quant.output import Output
-from gemma4_quant.shards import SplitLimits
-from gemma4_quant.tiles import Destination, Tile
+from gemma4_quant.formats.shards import SplitLimits
+from gemma4_quant.writing import partial_file, writer
+from gemma4_quant.writing.destination import partial_of
+from gemma4_quant.writing.output import Output
+from gemma4_quant.writing.tiles import Destination, Tile
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 SCRIPT = Path(__file__).with_name("killable.py")

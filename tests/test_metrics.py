@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma4_quant.errors import NonFiniteError, ShapeError
-from gemma4_quant.metrics import (
+from gemma4_quant.measuring.metrics import (
     Comparison,
     compare,
     joined,

@@ -10,8 +10,8 @@ from gemma4_quant.errors import ImportanceError, InputError
 from gemma4_quant.ggml import FileType
 from gemma4_quant.metadata import Value, ValueType, float32, uint16, uint32
 from gemma4_quant.model import Model
-from gemma4_quant.overrides import MetadataOverride, overridden, parse_override
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.overrides import MetadataOverride, overridden, parse_override
+from gemma4_quant.recipes.recipe import Recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 

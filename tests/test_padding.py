@@ -15,13 +15,13 @@ from gemma4_quant.calibration.importance import Entry, Importance, write_importa
 from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.errors import GgufError, ShapeError
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType, row_bytes
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import get_int, get_string, uint32
 from gemma4_quant.model import ArrayRows, Model
-from gemma4_quant.padding import FeedForward, PaddedRows, padded
 from gemma4_quant.quantize_plan import quantize_plan
-from gemma4_quant.recipe import PadMode, Recipe
+from gemma4_quant.recipes.padding import FeedForward, PaddedRows, padded
+from gemma4_quant.recipes.recipe import PadMode, Recipe
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 

@@ -8,11 +8,11 @@ import gguf
 import pytest
 
 import gemma4_quant as gq
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import string
 from gemma4_quant.model import Model
-from gemma4_quant.provenance import fingerprint
+from gemma4_quant.recipes.provenance import fingerprint
 
 IMPORTANCE = Path(__file__).parent / "golden" / "imatrix.gguf"
 

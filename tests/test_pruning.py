@@ -13,13 +13,13 @@ from llama_quantize import dry_run
 
 import gemma4_quant as gq
 from gemma4_quant.errors import InputError, ShapeError
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import get_int, string
 from gemma4_quant.model import ArrayRows, Tensor
-from gemma4_quant.pruning import SelectedColumns, SelectedRows, parse_layers, pruned
 from gemma4_quant.quantize_plan import quantize_plan
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.pruning import SelectedColumns, SelectedRows, parse_layers, pruned
+from gemma4_quant.recipes.recipe import Recipe
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 

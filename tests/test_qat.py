@@ -12,7 +12,7 @@ from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.qat_blocks import GRID_SHAPES, encode_on_grid
 from gemma4_quant.ggml import GgmlType, block_size
 from gemma4_quant.model import ArrayRows, Tensor
-from gemma4_quant.qat import GridEncoder, recognise_tensor
+from gemma4_quant.recipes.qat import GridEncoder, recognise_tensor
 
 TWO_BIT_TYPES = (GgmlType.Q2_0, GgmlType.TQ2_0, GgmlType.Q2_K)
 EVERY_TYPE = (GgmlType.Q4_0, *TWO_BIT_TYPES)

@@ -13,10 +13,10 @@ import gemma4_quant as gq
 from gemma4_quant import quantize_plan
 from gemma4_quant.codecs import CODECS
 from gemma4_quant.errors import ImportanceError, UnsupportedTypeError
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import get_int, get_string
-from gemma4_quant.recipe import Recipe
+from gemma4_quant.recipes.recipe import Recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"

@@ -16,12 +16,12 @@ from llama_quantize import dry_run
 
 from gemma4_quant import quantization, quantize_plan
 from gemma4_quant.errors import GgufError, InputError, ShapeError, UnsupportedTypeError
-from gemma4_quant.gemma_defaults import gemma_recipe
 from gemma4_quant.ggml import FileType, GgmlType, block_size, parse_file_type, row_bytes
-from gemma4_quant.llama_types import fitting_type
 from gemma4_quant.metadata import Value, ValueType, numbers, string, uint32
 from gemma4_quant.model import ArrayRows, Model, Tensor
-from gemma4_quant.recipe import (
+from gemma4_quant.recipes.gemma_defaults import gemma_recipe
+from gemma4_quant.recipes.llama_types import fitting_type
+from gemma4_quant.recipes.recipe import (
     Choice,
     Floor,
     Reason,

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import gemma4_quant as gq
 from gemma4_quant.errors import InputError, OutputError
-from gemma4_quant.gemma_defaults import GEMMA_FLOORS, gemma_recipe
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.gguf_reader import read_gguf
-from gemma4_quant.overrides import MetadataOverride
-from gemma4_quant.recipe import (
+from gemma4_quant.recipes.gemma_defaults import GEMMA_FLOORS, gemma_recipe
+from gemma4_quant.recipes.overrides import MetadataOverride
+from gemma4_quant.recipes.recipe import (
     Floor,
     PadMode,
     QatMode,
@@ -25,7 +25,7 @@ from gemma4_quant.recipe import (
     parse_tensor_type,
     read_tensor_types,
 )
-from gemma4_quant.recipe_file import parse_recipe, read_recipe, render_recipe, save_recipe
+from gemma4_quant.recipes.recipe_file import parse_recipe, read_recipe, render_recipe, save_recipe
 from gemma4_quant.types_of import copy_types
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -100,7 +100,7 @@ def test_edits_of_a_recipe_count(example_bf16: Path, tmp_path: Path) -> None:
 def test_the_recipe_in_a_files_metadata_makes_the_file_again(example_bf16: Path, tmp_path: Path) -> None:
     recipe = replace(gemma_recipe(FileType.Q5_K_M), tensor_types=(parse_tensor_type("attn_v=q8_0"),))
     path = gq.quantize(example_bf16, tmp_path / "a.gguf", recipe=recipe, importance=GOLDEN / "imatrix.gguf").path
-    recorded = gguf.GGUFReader(path).fields["gemma4_quant.recipe"].contents()
+    recorded = gguf.GGUFReader(path).fields["gemma4_quant.recipes.recipe"].contents()
     again = gq.quantize(
         example_bf16, tmp_path / "b.gguf", recipe=parse_recipe(recorded), importance=GOLDEN / "imatrix.gguf"
     ).path

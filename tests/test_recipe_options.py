@@ -9,8 +9,8 @@ from qat_weights import four_bit, write_snapped_example
 from test_cli import EXAMPLE, failure, run
 
 from gemma4_quant.cli.quantize import Target, parse_target
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType
-from gemma4_quant.gguf_reader import read_gguf
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from gemma4_quant.errors import CheckpointError
+from gemma4_quant.formats.safetensors_header import ITEM_BYTES, StoredTensor, read_header
 from gemma4_quant.model import DataFile
-from gemma4_quant.safetensors_header import ITEM_BYTES, StoredTensor, read_header
 
 FIRST = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 SECOND = {"dtype": "BF16", "shape": [4], "data_offsets": [16, 24]}

@@ -11,17 +11,17 @@ import pytest
 from typer.testing import CliRunner
 
 import gemma4_quant as gq
-from gemma4_quant import writer
 from gemma4_quant.cli.app import app
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.conversion import forecast_conversion
 from gemma4_quant.errors import OutputError
+from gemma4_quant.formats.gguf_reader import read_gguf
+from gemma4_quant.formats.shards import SplitLimits
 from gemma4_quant.ggml import FileType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.model import FileRows
 from gemma4_quant.quantization import forecast_quantization, quantize_each
-from gemma4_quant.shards import SplitLimits
-from gemma4_quant.tiles import Destination, Tile
+from gemma4_quant.writing import writer
+from gemma4_quant.writing.tiles import Destination, Tile
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 TYPES = (FileType.Q4_K_M, FileType.Q8_0, FileType.BF16)

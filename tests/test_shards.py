@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import gemma4_quant as gq
 from gemma4_quant.errors import GgufError, InputError
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
+from gemma4_quant.formats.shards import KEYS, SplitLimits, parse_size, shard_paths, sibling_paths
 from gemma4_quant.runner.session import LoadedModel
-from gemma4_quant.shards import KEYS, SplitLimits, parse_size, shard_paths, sibling_paths
 from gemma4_quant.source import open_gguf
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "split-example.json").read_text())["splits"]

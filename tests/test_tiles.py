@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.lanes import LANES
 from gemma4_quant.errors import NonFiniteError, ShapeError
-from gemma4_quant.finite import first_not_finite
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metadata import string
 from gemma4_quant.model import ArrayRows, DataFile, FileRows, Tensor
-from gemma4_quant.plan import Assignment, make_plan
-from gemma4_quant.tiles import MAX_COLUMNS, TILE_WEIGHTS, tiles_of
-from gemma4_quant.writer import write_gguf
+from gemma4_quant.writing.finite import first_not_finite
+from gemma4_quant.writing.plan import Assignment, make_plan
+from gemma4_quant.writing.tiles import MAX_COLUMNS, TILE_WEIGHTS, tiles_of
+from gemma4_quant.writing.writer import write_gguf
 
 FLOATS = {GgmlType.F64: "<f8", GgmlType.F32: "<f4", GgmlType.F16: "<f2"}
 

@@ -10,18 +10,18 @@ import gguf
 import numpy as np
 import pytest
 
-from gemma4_quant import writer
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.errors import NonFiniteError, OutputError
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.gguf_reader import read_gguf
-from gemma4_quant.journal import Journal
 from gemma4_quant.metadata import string, uint32
 from gemma4_quant.model import ArrayRows, DataFile, FileRows, Tensor
-from gemma4_quant.partial_file import PartialFile
-from gemma4_quant.plan import Assignment, Plan, make_plan
-from gemma4_quant.tiles import Destination, Tile, tiles_of
-from gemma4_quant.writer import Job, write_gguf, write_ggufs
+from gemma4_quant.writing import writer
+from gemma4_quant.writing.journal import Journal
+from gemma4_quant.writing.partial_file import PartialFile
+from gemma4_quant.writing.plan import Assignment, Plan, make_plan
+from gemma4_quant.writing.tiles import Destination, Tile, tiles_of
+from gemma4_quant.writing.writer import Job, write_gguf, write_ggufs
 
 METADATA = {"general.architecture": string("gemma4")}
 

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from gemma4_quant.arrays import ByteRows
-from gemma4_quant.checkpoint import Checkpoint, CheckpointTensor, find_checkpoint_file, open_checkpoint
 from gemma4_quant.converters.authorship import general_metadata
 from gemma4_quant.converters.decoders import Decoder, read_decoder
 from gemma4_quant.converters.lora.changes import float32_rows, scaled
 from gemma4_quant.converters.lora.peft_adapter import STACKS, TOWERS, Adapter, Factors, open_adapter
 from gemma4_quant.converters.places import FLOAT_TYPES, Place, bare_name
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError, listed
+from gemma4_quant.formats.checkpoint import Checkpoint, CheckpointTensor, find_checkpoint_file, open_checkpoint
+from gemma4_quant.formats.json_input import read_json_object
+from gemma4_quant.formats.safetensors_header import StoredTensor
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.json_input import read_json_object
 from gemma4_quant.metadata import Value, ValueType, float32, numbers, string, uint32
 from gemma4_quant.model import DataFile, Model, RowSource, Tensor
-from gemma4_quant.safetensors_header import StoredTensor
 
 QUANTIZATION_VERSION = 2
 """GGML_QNT_VERSION (ggml.h)."""

@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from gemma4_quant.arrays import ByteRows, Float32Rows
+from gemma4_quant.formats.safetensors_header import ITEM_BYTES, StoredTensor
 from gemma4_quant.model import DataFile, FileRows
-from gemma4_quant.safetensors_header import ITEM_BYTES, StoredTensor
 
 
 class Change(Protocol):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from gemma4_quant.arrays import ByteRows
-from gemma4_quant.checkpoint import Checkpoint, CheckpointTensor, DerivedTensor
 from gemma4_quant.converters.lora.changes import (
     Change,
     EmbeddingChange,
@@ -21,6 +20,7 @@ from gemma4_quant.converters.lora.peft_adapter import STACKS, TOWERS, Adapter, F
 from gemma4_quant.converters.lora.settings import Settings
 from gemma4_quant.converters.places import FLOAT_TYPES, bare_name
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError, listed
+from gemma4_quant.formats.checkpoint import Checkpoint, CheckpointTensor, DerivedTensor
 from gemma4_quant.model import DataFile, RowSource
 
 logger = logging.getLogger(__name__)

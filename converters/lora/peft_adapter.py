@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_quant.checkpoint import find_checkpoint_file
 from gemma4_quant.converters.lora.settings import Settings, read_settings
 from gemma4_quant.converters.places import FLOAT_TYPES
 from gemma4_quant.errors import CheckpointError, listed
+from gemma4_quant.formats.checkpoint import find_checkpoint_file
+from gemma4_quant.formats.safetensors_header import StoredTensor, read_header
 from gemma4_quant.model import DataFile
-from gemma4_quant.safetensors_header import StoredTensor, read_header
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 

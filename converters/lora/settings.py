@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma4_quant.checkpoint import find_checkpoint_file
 from gemma4_quant.errors import CheckpointError, listed
-from gemma4_quant.json_input import Fields, kind_of, read_json_object
+from gemma4_quant.formats.checkpoint import find_checkpoint_file
+from gemma4_quant.formats.json_input import Fields, kind_of, read_json_object
 
 CONFIG_NAME = "adapter_config.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 from gemma4_quant.converters.families import GEMMA4, UNIFIED, find_family
 from gemma4_quant.converters.text_config import text_fields
 from gemma4_quant.errors import ConfigError
-from gemma4_quant.json_input import Fields
+from gemma4_quant.formats.json_input import Fields
 
 MAX_LAYERS = 128
 """Blocks that llama.cpp's converter has names for (conversion/base.py, MmprojModel)."""

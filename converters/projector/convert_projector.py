@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters.authorship import general_metadata
 from gemma4_quant.converters.convert_checkpoint import QUANTIZATION_VERSION
 from gemma4_quant.converters.float_types import auto_type
@@ -25,6 +24,7 @@ from gemma4_quant.converters.projector.metadata import ARCHITECTURE, encoder_met
 from gemma4_quant.converters.projector.pictures import PictureStatistics, read_picture_statistics
 from gemma4_quant.converters.projector.runnable import check_encoders, differences
 from gemma4_quant.converters.projector.vision import embedder_places, tower_places
+from gemma4_quant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.ggml import FileType, GgmlType
 from gemma4_quant.metadata import uint32
 from gemma4_quant.model import Model

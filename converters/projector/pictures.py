@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma4_quant.checkpoint import Checkpoint
-from gemma4_quant.json_input import Fields
+from gemma4_quant.formats.checkpoint import Checkpoint
+from gemma4_quant.formats.json_input import Fields
 
 Colours = tuple[float, float, float]
 

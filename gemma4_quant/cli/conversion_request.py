@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gemma4_quant.conversion import ConvertResult
     from gemma4_quant.conversion_set import ConvertAllResult
-    from gemma4_quant.forecast import Forecast
+    from gemma4_quant.formats.shards import SplitLimits
     from gemma4_quant.progress import Progress
-    from gemma4_quant.shards import SplitLimits
+    from gemma4_quant.writing.forecast import Forecast
 
 
 class Part(Enum):

@@ -1,7 +1,7 @@
 """A dry run's forecast as text: every tensor, totals, files, and what the run needs."""
 
 from gemma4_quant.cli.run import size_text
-from gemma4_quant.forecast import DISK_BYTES_PER_S, Forecast, OutputForecast, TensorForecast
+from gemma4_quant.writing.forecast import DISK_BYTES_PER_S, Forecast, OutputForecast, TensorForecast
 
 
 def forecast_text(forecast: Forecast) -> str:

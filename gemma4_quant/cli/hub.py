@@ -33,7 +33,7 @@ def local(
     """Return `source` where it exists, else the directory that a Hub id is downloaded to; see resolve_checkpoint."""
     if os.path.lexists(source):
         return source
-    from gemma4_quant.hub import HubOptions, resolve_checkpoint
+    from gemma4_quant.hub.downloads import HubOptions, resolve_checkpoint
 
     options = HubOptions(revision, cache_dir, token)
     return resolve_checkpoint(source, options, may_download=may_download, progress=terminal_progress())

@@ -8,7 +8,7 @@ import typer
 from gemma4_quant.errors import InputError
 
 if TYPE_CHECKING:
-    from gemma4_quant.shards import SplitLimits
+    from gemma4_quant.formats.shards import SplitLimits
 
 Threads = Annotated[
     int | None,
@@ -50,7 +50,7 @@ SplitMaxTensors = Annotated[
 
 def split_limits(max_size: str | None, max_tensors: int | None) -> "SplitLimits | None":
     """Return what the two options say; None when they are not given. Raises typer.BadParameter."""
-    from gemma4_quant.shards import SplitLimits, parse_size
+    from gemma4_quant.formats.shards import SplitLimits, parse_size
 
     if max_size is None and max_tensors is None:
         return None

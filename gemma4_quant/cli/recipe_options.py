@@ -12,7 +12,7 @@ from gemma4_quant.errors import listed
 from gemma4_quant.ggml import FileType, GgmlType, parse_ggml_type
 
 if TYPE_CHECKING:
-    from gemma4_quant.recipe import PadMode, QatMode, Recipe
+    from gemma4_quant.recipes.recipe import PadMode, QatMode, Recipe
 
 TensorType = Annotated[
     list[str] | None,
@@ -131,14 +131,14 @@ def base_recipe(options: RecipeOptions, source: Path) -> "Recipe | None":
     if options.recipe is not None and options.recipe_from is not None:
         raise typer.BadParameter("--recipe and --recipe-from both decide the types; choose one")
     if options.recipe is not None:
-        from gemma4_quant.recipe_file import read_recipe
+        from gemma4_quant.recipes.recipe_file import read_recipe
 
         return read_recipe(options.recipe)
     return None if options.recipe_from is None else _copied(options.recipe_from, source)
 
 
 def _copied(other: Path, source: Path) -> "Recipe":
-    from gemma4_quant.recipe import QatMode
+    from gemma4_quant.recipes.recipe import QatMode
     from gemma4_quant.source import open_model
     from gemma4_quant.types_of import copy_types
 
@@ -154,10 +154,10 @@ def finished_recipe(options: RecipeOptions, base: "Recipe | None", file_type: Fi
 
     Raises typer.BadParameter, InputError or UnsupportedTypeError for a value that is none.
     """
-    from gemma4_quant.gemma_defaults import gemma_recipe
-    from gemma4_quant.overrides import parse_override
-    from gemma4_quant.pruning import parse_layers
-    from gemma4_quant.recipe import PadMode, QatMode, parse_tensor_type, read_tensor_types
+    from gemma4_quant.recipes.gemma_defaults import gemma_recipe
+    from gemma4_quant.recipes.overrides import parse_override
+    from gemma4_quant.recipes.pruning import parse_layers
+    from gemma4_quant.recipes.recipe import PadMode, QatMode, parse_tensor_type, read_tensor_types
 
     if options.include_weights and options.exclude_weights:
         raise typer.BadParameter("--include-weights and --exclude-weights cannot be used together")
@@ -196,13 +196,13 @@ def _found(patterns: Sequence[re.Pattern[str]], name: str) -> bool:
 
 
 def _qat(text: str) -> "QatMode":
-    from gemma4_quant.recipe import QatMode
+    from gemma4_quant.recipes.recipe import QatMode
 
     return QatMode(_mode("--qat", text))
 
 
 def _pad(text: str) -> "PadMode":
-    from gemma4_quant.recipe import PadMode
+    from gemma4_quant.recipes.recipe import PadMode
 
     return PadMode(_mode("--pad-ffn", text))
 

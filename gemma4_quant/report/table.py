@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gemma4_quant.benchmark import BenchResult, ModelResult
-from gemma4_quant.metrics import DivergenceSummary, Estimate
-from gemma4_quant.throughput import Speed
+from gemma4_quant.measuring.metrics import DivergenceSummary, Estimate
+from gemma4_quant.measuring.throughput import Speed
 
 _MAX_NAME = 22
 

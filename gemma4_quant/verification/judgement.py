@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from gemma4_quant.ggml import is_quantized
 from gemma4_quant.model import Tensor
-from gemma4_quant.tiles import Tile
 from gemma4_quant.verification.limits import LEAST_STRETCHES, Limit, limit_of
 from gemma4_quant.verification.row_statistics import RowStatistics, empty_histogram, typical_error
+from gemma4_quant.writing.tiles import Tile
 
 _NAMED = 3
 """How many rows or experts a message names."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gemma4_quant.chat import ChatTemplate, Conversation
+from gemma4_quant.chat.templates import ChatTemplate, Conversation
 from gemma4_quant.errors import ChatTemplateError, GgufError
 from gemma4_quant.metadata import Metadata, ValueType, get_string
 from gemma4_quant.verification.findings import Finding, Part

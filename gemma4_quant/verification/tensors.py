@@ -14,11 +14,11 @@ from gemma4_quant.ggml import GgmlType, row_bytes
 from gemma4_quant.model import Model, Tensor
 from gemma4_quant.progress import Progress
 from gemma4_quant.threads import in_order
-from gemma4_quant.tiles import Tile, tiles_of
 from gemma4_quant.verification.decoding import decoder_for
 from gemma4_quant.verification.findings import Finding, Part
 from gemma4_quant.verification.judgement import ComparedTile, Judgement, Pair, TensorResult
 from gemma4_quant.verification.row_statistics import row_statistics
+from gemma4_quant.writing.tiles import Tile, tiles_of
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma4_quant.checkpoint import find_checkpoint_file
 from gemma4_quant.converters import load_model, open_with_adapters
 from gemma4_quant.converters.projector import open_projector
 from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import GgufError, InputError, naming
+from gemma4_quant.formats.checkpoint import find_checkpoint_file
+from gemma4_quant.formats.split_reader import read_model
 from gemma4_quant.metadata import boolean, get_string
 from gemma4_quant.model import Model
-from gemma4_quant.padding import FeedForward, can_be_padded, padded
 from gemma4_quant.progress import Progress, SilentProgress
+from gemma4_quant.recipes.padding import FeedForward, can_be_padded, padded
 from gemma4_quant.source import PROJECTOR, exists
-from gemma4_quant.split_reader import read_model
 from gemma4_quant.verification.findings import Finding, Part
 from gemma4_quant.verification.judgement import TensorResult
 from gemma4_quant.verification.settings import compare_settings

@@ -11,8 +11,8 @@ from gemma4_quant.arrays import Float32Row, Float32Rows
 from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType, block_size
-from gemma4_quant.gguf_reader import read_gguf
 
 IMPORTANCE = Path(__file__).parents[1] / "golden" / "imatrix.gguf"
 N_ROWS = 128  # of each tensor

@@ -16,8 +16,8 @@ from logits_cases import N_TOKENS, random_tokens
 from gemma4_quant.adapter_conversion import convert_adapter
 from gemma4_quant.conversion import convert
 from gemma4_quant.errors import CheckpointError, UnmappedTensorsError
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.runner.llama_library import libraries
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel

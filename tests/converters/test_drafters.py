@@ -17,7 +17,7 @@ from gemma4_quant.ggml import GgmlType
 from gemma4_quant.model import ArrayRows, Model, Tensor
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
-from gemma4_quant.writer import write_gguf
+from gemma4_quant.writing.writer import write_gguf
 
 
 def changed(outer: dict[str, Any] | None = None, **inner: Any) -> dict[str, Any]:

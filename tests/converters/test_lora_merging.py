@@ -21,12 +21,12 @@ from checkpoints import (
     write_safetensors,
 )
 
-from gemma4_quant.checkpoint import open_checkpoint
 from gemma4_quant.conversion import convert
 from gemma4_quant.converters import load_model
 from gemma4_quant.converters.lora import merge_adapters
 from gemma4_quant.errors import CheckpointError, Gemma4QuantError, UnmappedTensorsError
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.checkpoint import open_checkpoint
+from gemma4_quant.formats.gguf_reader import read_gguf
 
 Array = np.ndarray[Any, np.dtype[Any]]
 QUERIES = ("model.layers.0.self_attn.q_proj.weight", (256, 256))

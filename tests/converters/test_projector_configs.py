@@ -19,7 +19,6 @@ from projector_checkpoints import (
     write_multimodal,
 )
 
-from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters import load_model
 from gemma4_quant.converters.projector import load_projector, open_projector
 from gemma4_quant.converters.projector.config import (
@@ -32,6 +31,7 @@ from gemma4_quant.converters.projector.config import (
 )
 from gemma4_quant.converters.projector.runnable import check_encoders
 from gemma4_quant.errors import CheckpointError, ConfigError, UnmappedTensorsError
+from gemma4_quant.formats.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.projector_conversion import convert_projector
 
 UNIFIED_EMPTY = {

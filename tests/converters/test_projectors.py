@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from projector_checkpoints import DIRECTORY_NAMES, KINDS, write_multimodal
 
-from gemma4_quant.checkpoint import open_checkpoint
 from gemma4_quant.errors import NonFiniteError
+from gemma4_quant.formats.checkpoint import open_checkpoint
+from gemma4_quant.formats.safetensors_header import StoredTensor
 from gemma4_quant.projector_conversion import convert_projector
-from gemma4_quant.safetensors_header import StoredTensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = [(kind, out_type) for kind in KINDS for out_type in ("bf16", "f16")] + [("full", "f32"), ("full", "q8_0")]

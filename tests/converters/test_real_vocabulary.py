@@ -10,7 +10,7 @@ import pytest
 from real_vocabulary import facts, write_real_vocabulary_checkpoint
 
 from gemma4_quant.conversion import convert
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.inspection import inspect
 from gemma4_quant.metadata import Value
 from gemma4_quant.runner.weights import LoadedModel

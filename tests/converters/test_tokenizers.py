@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from checkpoints import EXAMPLE, write_checkpoint
 
-from gemma4_quant.checkpoint import Checkpoint, open_checkpoint
 from gemma4_quant.converters import load_model
 from gemma4_quant.converters.chat_templates import template_metadata
 from gemma4_quant.converters.special_tokens import special_metadata, special_texts
 from gemma4_quant.converters.vocabulary import Vocabulary, read_tokenizer, read_vocabulary, token_metadata
 from gemma4_quant.errors import CheckpointError
+from gemma4_quant.formats.checkpoint import Checkpoint, open_checkpoint
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 

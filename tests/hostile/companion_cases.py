@@ -16,9 +16,9 @@ from safetensors_cases import changed_files, changed_headers
 from tiny_models import write_tiny
 
 from gemma4_quant.conversion import convert
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
+from gemma4_quant.formats.shards import SplitLimits
 from gemma4_quant.metadata import Value, string, uint32
-from gemma4_quant.shards import SplitLimits
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
 

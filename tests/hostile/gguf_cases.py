@@ -10,8 +10,8 @@ from pathlib import Path
 from cases import Case
 from tiny_models import write_tiny_gguf, write_tiny_importance
 
-from gemma4_quant.gguf_header import encode_header
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_header import encode_header
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.metadata import (
     Metadata,
     Value,

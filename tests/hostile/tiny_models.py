@@ -9,7 +9,7 @@ from checkpoints import GLOBAL, LOCAL, config, random_weights, tensor_shapes, te
 
 from gemma4_quant.calibration.importance import Entry, Importance, write_importance
 from gemma4_quant.conversion import convert
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 
 KINDS = ("dense", "moe", "e", "unified")
 

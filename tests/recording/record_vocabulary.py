@@ -11,7 +11,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEPARATOR = "\n__ggml_vocab_test__\n"  # llama.cpp's tests/test-tokenizer-0.cpp

@@ -15,7 +15,7 @@ from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metadata import uint32
 from gemma4_quant.projector_conversion import convert_projector, projector_plan
 from gemma4_quant.runner.companions import Companions, try_together
-from gemma4_quant.writer import write_gguf
+from gemma4_quant.writing.writer import write_gguf
 
 
 @pytest.fixture(scope="module")

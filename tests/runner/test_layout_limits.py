@@ -9,8 +9,8 @@ from checkpoints import write_checkpoint
 
 from gemma4_quant.conversion import convert
 from gemma4_quant.errors import GgufError
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import Value, ValueType, float32, numbers, string, uint32
 from gemma4_quant.model import Model
 from gemma4_quant.runner.preflight import refuse_what_aborts

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from gemma4_quant.errors import GgufError
-from gemma4_quant.gguf_header import encode_header
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_header import encode_header
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.metadata import ValueType, boolean, float32, numbers, string, strings, uint32
 from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.runner.weights import LoadedModel

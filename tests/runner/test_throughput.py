@@ -3,9 +3,9 @@
 import pytest
 
 from gemma4_quant.errors import InputError
+from gemma4_quant.measuring.throughput import measure_speed
 from gemma4_quant.progress import SilentProgress
 from gemma4_quant.runner.weights import LoadedModel
-from gemma4_quant.throughput import measure_speed
 
 
 @pytest.mark.parametrize("counts", [{"n_prompt": 4097, "n_generate": 0}, {"n_prompt": 0, "n_generate": 1 << 40}])

@@ -7,8 +7,8 @@ from checkpoints import write_checkpoint
 
 from gemma4_quant.conversion import convert
 from gemma4_quant.errors import RunError
-from gemma4_quant.gguf_header import encode_header
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_header import encode_header
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.limited_process import Limits
 from gemma4_quant.metadata import Value, uint32
 from gemma4_quant.runner import trial

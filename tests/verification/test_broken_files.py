@@ -14,8 +14,8 @@ from gemma4_quant.arrays import ByteRows
 from gemma4_quant.cli.app import app
 from gemma4_quant.conversion import convert
 from gemma4_quant.converters import load_model
+from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import Value, ValueType, boolean, float32, numbers, string, strings, uint32
 from gemma4_quant.model import Model
 from gemma4_quant.progress import SilentProgress

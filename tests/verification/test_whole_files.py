@@ -13,14 +13,14 @@ from real_vocabulary import write_tokenizer
 from gemma4_quant.conversion import convert
 from gemma4_quant.converters import load_model
 from gemma4_quant.errors import GgufError, InputError
+from gemma4_quant.formats.gguf_header import encode_header
+from gemma4_quant.formats.gguf_reader import read_gguf
+from gemma4_quant.formats.shards import SplitLimits
 from gemma4_quant.ggml import FileType
-from gemma4_quant.gguf_header import encode_header
-from gemma4_quant.gguf_reader import read_gguf
 from gemma4_quant.metadata import uint32
 from gemma4_quant.projector_conversion import convert_projector
 from gemma4_quant.quantization import quantize
-from gemma4_quant.recipe import PadMode, Recipe
-from gemma4_quant.shards import SplitLimits
+from gemma4_quant.recipes.recipe import PadMode, Recipe
 from gemma4_quant.verification import VerifyResult, verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"

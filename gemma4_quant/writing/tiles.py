@@ -11,10 +11,10 @@ from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.lanes import LANES
 from gemma4_quant.errors import Gemma4QuantError, NonFiniteError, ShapeError
-from gemma4_quant.finite import first_not_finite
 from gemma4_quant.ggml import block_size
 from gemma4_quant.model import FileRows, Tensor
-from gemma4_quant.plan import PlannedTensor
+from gemma4_quant.writing.finite import first_not_finite
+from gemma4_quant.writing.plan import PlannedTensor
 
 TILE_WEIGHTS = 1 << 20
 """Weights in a tile: 4 MB as float32, so that a tile and its output stay near the caches."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gemma4_quant.errors import InputError, ShapeError
 from gemma4_quant.ggml import FileType, GgmlType, bits_per_weight, is_quantized, parse_ggml_type
-from gemma4_quant.llama_types import (
+from gemma4_quant.model import Model, Tensor
+from gemma4_quant.recipes.llama_types import (
     Category,
     Mixture,
     category_of,
@@ -19,8 +20,7 @@ from gemma4_quant.llama_types import (
     needs_importance,
     visiting_order,
 )
-from gemma4_quant.model import Model, Tensor
-from gemma4_quant.overrides import MetadataOverride
+from gemma4_quant.recipes.overrides import MetadataOverride
 
 
 @dataclass(frozen=True)

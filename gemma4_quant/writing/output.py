@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gemma4_quant.destination import partial_of
-from gemma4_quant.journal import Journal
-from gemma4_quant.partial_file import PartialFile, sync_directory
-from gemma4_quant.plan import Plan, PlannedFile, PlannedTensor
-from gemma4_quant.shards import shard_paths
+from gemma4_quant.formats.shards import shard_paths
+from gemma4_quant.writing.destination import partial_of
+from gemma4_quant.writing.journal import Journal
+from gemma4_quant.writing.partial_file import PartialFile, sync_directory
+from gemma4_quant.writing.plan import Plan, PlannedFile, PlannedTensor
 
 
 class Output:

@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 
 from gemma4_quant.errors import GgufError
+from gemma4_quant.formats.gguf_header import MAGIC, TensorInfo, align
 from gemma4_quant.ggml import ALIGNMENT, GgmlType, block_size, row_bytes
-from gemma4_quant.gguf_header import MAGIC, TensorInfo, align
 from gemma4_quant.metadata import Metadata, Value, ValueType, get_int, scalar_bytes
 from gemma4_quant.model import DataFile, FileRows, Model, Tensor
 

@@ -16,9 +16,9 @@ from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.qat_blocks import encode_on_grid, fit_type
 from gemma4_quant.codecs.qat_grid import BlockState
 from gemma4_quant.ggml import FileType, GgmlType, block_size, is_quantized
-from gemma4_quant.llama_types import default_type
 from gemma4_quant.model import Model, Tensor
-from gemma4_quant.recipe import Choice, QatMode, Reason, Recipe
+from gemma4_quant.recipes.llama_types import default_type
+from gemma4_quant.recipes.recipe import Choice, QatMode, Reason, Recipe
 
 _PROBED_WEIGHTS = 1 << 18
 """Weights read of each tensor; 150 MB of a model of 300 tensors in bfloat16."""

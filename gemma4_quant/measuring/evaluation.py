@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import InputError
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.metrics import (
+from gemma4_quant.measuring.metrics import (
     Comparison,
     DivergenceSummary,
     Estimate,

@@ -12,8 +12,8 @@ from gemma4_quant.codecs import codec_for, kernels_cached
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.cores import n_cores
 from gemma4_quant.ggml import GgmlType, block_size
-from gemma4_quant.plan import PlannedTensor
-from gemma4_quant.writer import Job, bytes_needed, check_jobs
+from gemma4_quant.writing.plan import PlannedTensor
+from gemma4_quant.writing.writer import Job, bytes_needed, check_jobs
 
 DISK_BYTES_PER_S = 1_000_000_000
 """Assumed speed of the disk, reading and writing together: an ordinary SSD's. It cannot be tried without writing."""

@@ -10,11 +10,11 @@ from typing import Protocol
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.errors import OutputError
+from gemma4_quant.formats.gguf_header import TensorInfo, align, encode_header
+from gemma4_quant.formats.shards import MAX_SHARDS, SplitRule, shard_metadata
 from gemma4_quant.ggml import ALIGNMENT, GgmlType, row_bytes
-from gemma4_quant.gguf_header import TensorInfo, align, encode_header
 from gemma4_quant.metadata import Metadata, get_int
 from gemma4_quant.model import Tensor
-from gemma4_quant.shards import MAX_SHARDS, SplitRule, shard_metadata
 
 
 class RowEncoder(Protocol):

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma4_quant.errors import GgufError, listed
-from gemma4_quant.gguf_reader import read_gguf
+from gemma4_quant.formats.gguf_reader import read_gguf
+from gemma4_quant.formats.shards import COUNT_KEY, KEYS, N_TENSORS_KEY, NUMBER_KEY, sibling_paths
 from gemma4_quant.metadata import Value, get_int
 from gemma4_quant.model import Model
-from gemma4_quant.shards import COUNT_KEY, KEYS, N_TENSORS_KEY, NUMBER_KEY, sibling_paths
 
 _SHARED_KEYS = ("general.architecture", "general.name")
 

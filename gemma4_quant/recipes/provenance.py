@@ -8,9 +8,9 @@ from gemma4_quant import __version__
 from gemma4_quant.errors import InputError
 from gemma4_quant.metadata import Metadata, Value, string, uint32
 from gemma4_quant.model import Model
-from gemma4_quant.qat import GridPlan
-from gemma4_quant.recipe import Recipe
-from gemma4_quant.recipe_file import render_recipe
+from gemma4_quant.recipes.qat import GridPlan
+from gemma4_quant.recipes.recipe import Recipe
+from gemma4_quant.recipes.recipe_file import render_recipe
 
 PREFIX = "gemma4_quant."
 """Of all keys written here; those that a source already has are about an earlier file."""

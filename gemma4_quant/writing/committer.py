@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from gemma4_quant.output import Output
+from gemma4_quant.writing.output import Output
 
 _INTERVAL_S = 0.5
 """How often; what a crash may cost beyond the tensors under way."""

@@ -6,7 +6,7 @@ The numbers behind it stand in docs/measurements.md, "Floors".
 import re
 
 from gemma4_quant.ggml import FileType, GgmlType
-from gemma4_quant.recipe import Floor, PadMode, QatMode, Recipe
+from gemma4_quant.recipes.recipe import Floor, PadMode, QatMode, Recipe
 
 _PROJ = re.compile(r"^blk\.\d+\.proj\.weight$")
 _INP_GATE = re.compile(r"^blk\.\d+\.inp_gate\.weight$")

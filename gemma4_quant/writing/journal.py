@@ -14,8 +14,8 @@ from typing import TextIO
 if sys.platform != "win32":  # where an open file cannot be replaced by another run anyway
     import fcntl
 
-from gemma4_quant.destination import journal_of
 from gemma4_quant.errors import OutputError
+from gemma4_quant.writing.destination import journal_of
 
 _DONE = "done "
 _COMPLETE = "complete"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gemma4_quant.errors import CheckpointError, InputError, UnmappedTensorsError, listed
-from gemma4_quant.hub_cache import blob_folders
-from gemma4_quant.json_input import kind_of, read_json_object
+from gemma4_quant.formats.json_input import kind_of, read_json_object
+from gemma4_quant.formats.safetensors_header import StoredTensor, read_header
+from gemma4_quant.hub.cache import blob_folders
 from gemma4_quant.model import DataFile, RowSource
-from gemma4_quant.safetensors_header import StoredTensor, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 16 << 20

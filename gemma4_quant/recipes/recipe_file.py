@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gemma4_quant import __version__
-from gemma4_quant.destination import cannot_write
 from gemma4_quant.errors import Gemma4QuantError, InputError, listed
 from gemma4_quant.ggml import GgmlType, parse_file_type, parse_ggml_type
-from gemma4_quant.overrides import MetadataOverride, checked_override
-from gemma4_quant.recipe import Choice, Floor, PadMode, QatMode, Reason, Recipe, TensorTypeOverride
+from gemma4_quant.recipes.overrides import MetadataOverride, checked_override
+from gemma4_quant.recipes.recipe import Choice, Floor, PadMode, QatMode, Reason, Recipe, TensorTypeOverride
+from gemma4_quant.writing.destination import cannot_write
 
 T = TypeVar("T")
 

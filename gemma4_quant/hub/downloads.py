@@ -12,8 +12,8 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma4_quant.checkpoint import INDEX_NAME, indexed_shards
 from gemma4_quant.errors import Gemma4QuantError, HubError, InputError, OutputError
+from gemma4_quant.formats.checkpoint import INDEX_NAME, indexed_shards
 from gemma4_quant.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from gemma4_quant.errors import CheckpointError, listed
-from gemma4_quant.json_input import kind_of, parse_json_object
+from gemma4_quant.formats.json_input import kind_of, parse_json_object
 from gemma4_quant.model import DataFile, FileRows
 
 MAX_HEADER_BYTES = 32 << 20

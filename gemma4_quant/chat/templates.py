@@ -47,7 +47,7 @@ class ChatTemplate:
         no template, RunError when no child process starts.
         """
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._process = LimitedProcess("gemma4_quant.template_worker", LIMITS)
+        self._process = LimitedProcess("gemma4_quant.chat.template_worker", LIMITS)
         try:
             self._ask({"template": template}, "is none")
         except BaseException:

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma4_quant import __version__
-from gemma4_quant.boot import boot_id
 from gemma4_quant.codecs import ENCODERS_REVISION, compile_kernels, kernels_cached
 from gemma4_quant.codecs.base import Effort
-from gemma4_quant.committer import Committer
 from gemma4_quant.cores import n_cores
-from gemma4_quant.destination import allocated_bytes, cannot_write, check_destination, partial_of
 from gemma4_quant.errors import OutputError, listed
+from gemma4_quant.formats.shards import shard_paths
 from gemma4_quant.model import Tensor
-from gemma4_quant.output import Output
-from gemma4_quant.plan import Plan, PlannedTensor
 from gemma4_quant.progress import Progress, SilentProgress
-from gemma4_quant.shards import shard_paths
-from gemma4_quant.tiles import Destination, Tile, tiles_of, write_tile
+from gemma4_quant.writing.boot import boot_id
+from gemma4_quant.writing.committer import Committer
+from gemma4_quant.writing.destination import allocated_bytes, cannot_write, check_destination, partial_of
+from gemma4_quant.writing.output import Output
+from gemma4_quant.writing.plan import Plan, PlannedTensor
+from gemma4_quant.writing.tiles import Destination, Tile, tiles_of, write_tile
 
 
 @dataclass(frozen=True)

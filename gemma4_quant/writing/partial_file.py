@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from gemma4_quant.destination import partial_of
+from gemma4_quant.writing.destination import partial_of
 
 _MODE = 0
 """fallocate's mode that reserves space and sets the size (linux/falloc.h)."""

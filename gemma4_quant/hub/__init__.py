@@ -1,0 +1,1 @@
+"""Checkpoints by Hub id: what is needed of them, in the cache of huggingface_hub."""

@@ -1,0 +1,1 @@
+"""Numbers about models: perplexity, divergence, tokens per second."""

@@ -1,0 +1,1 @@
+"""Deciding what every tensor becomes: types, floors, trained grids, padding; recipes as files."""
