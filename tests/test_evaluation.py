@@ -56,7 +56,7 @@ def test_little_memory_changes_the_pieces_but_not_the_score(f32, monkeypatch):
     options = EvaluationOptions(n_ctx=128, n_chunks=6)
     (whole,) = evaluate([f32], TEXT, options, SilentProgress())
     monkeypatch.setattr(evaluation, "LOGITS_BYTES", 20 * 4 * f32.n_vocab)
-    monkeypatch.setattr(evaluation, "_BATCH_TOKENS", 50)
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 50)
     (pieces,) = evaluate([f32], TEXT, options, SilentProgress())
     assert pieces.n_positions == whole.n_positions == 6 * 63
     assert pieces.perplexity.value == pytest.approx(whole.perplexity.value, rel=1e-4)

@@ -176,7 +176,7 @@ def test_two_bit_grids_are_kept_where_their_groups_are_whole_blocks(file_type: s
 def test_metadata_say_how_much_of_the_grid_was_held(learned: Path, tmp_path: Path) -> None:
     fields = gguf.GGUFReader(gq.quantize(learned, tmp_path / "q4_0.gguf", FileType.Q4_0).path).fields
     tensors, probed, exact = (
-        fields[f"gemma4_quant.recipes.qat.{key}"].contents() for key in ("tensors", "probed_blocks", "exact_blocks")
+        fields[f"gemma4_quant.qat.{key}"].contents() for key in ("tensors", "probed_blocks", "exact_blocks")
     )
     assert tensors == MATRICES
     assert 0.9 * probed < exact < probed

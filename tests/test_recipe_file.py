@@ -100,7 +100,7 @@ def test_edits_of_a_recipe_count(example_bf16: Path, tmp_path: Path) -> None:
 def test_the_recipe_in_a_files_metadata_makes_the_file_again(example_bf16: Path, tmp_path: Path) -> None:
     recipe = replace(gemma_recipe(FileType.Q5_K_M), tensor_types=(parse_tensor_type("attn_v=q8_0"),))
     path = gq.quantize(example_bf16, tmp_path / "a.gguf", recipe=recipe, importance=GOLDEN / "imatrix.gguf").path
-    recorded = gguf.GGUFReader(path).fields["gemma4_quant.recipes.recipe"].contents()
+    recorded = gguf.GGUFReader(path).fields["gemma4_quant.recipe"].contents()
     again = gq.quantize(
         example_bf16, tmp_path / "b.gguf", recipe=parse_recipe(recorded), importance=GOLDEN / "imatrix.gguf"
     ).path
