@@ -6,10 +6,16 @@ from pathlib import Path
 # Before libgomp is loaded: on a machine with other work, llama.cpp's threads else spend most of their time spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import pytest
 from checkpoints import EXAMPLE, write_checkpoint
 
 from gemma4_quant.conversion import convert
+
+# The same examples in every run, however busy the machine. To look for new ones: `pytest
+# --hypothesis-profile=default`.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -211,5 +211,5 @@ def test_statistics_are_the_plain_sums(seed: int, n_cols: int, n_rows: int, floo
     ]
     np.testing.assert_allclose(seen.likeness, [max(row) for row in cosines], rtol=1e-9, atol=1e-12)
     middle = float(np.sqrt(sorted(np.concatenate(ratios))[(seen.histogram.sum() + 1) // 2 - 1]))
-    if middle > 2.0**-24:
+    if 2.0**-24 < middle < 2.0**7:  # the range of the histogram, but for its ends
         assert middle <= typical_error(seen.histogram) <= middle * 1.05
