@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gemma4_quant.calibration.importance import read_importance
+from gemma4_quant.calibration.importance import Importance, read_importance
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
 from gemma4_quant.errors import InputError, naming
@@ -53,6 +53,30 @@ class QuantizeResult:
     files: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantize, whatever the source and the file types.
+
+    importance: an importance file of the same model (`calibrate` makes one). adapters: directories of LoRA adapters
+    to merge into a checkpoint. recipe: decides the types; gemma_defaults.gemma_recipe of the file type when None.
+    split: such as shards.SplitLimits. keep_split: split as the source is. recipe_file: where to save the recipe, with
+    the type of every tensor; `{ftype}` in its name stands for the file type. n_threads: None for all cores.
+    """
+
+    importance: Path | None = None
+    adapters: Sequence[Path] = ()
+    recipe: Recipe | None = None
+    effort: Effort = Effort.BALANCED
+    allow_requantize: bool = False
+    split: SplitRule | None = None
+    keep_split: bool = False
+    recipe_file: Path | None = None
+    n_threads: int | None = None
+
+
+_DEFAULTS = QuantizeOptions()
+
+
 def quantize(
     source: Path,
     output: Path | None = None,
@@ -72,17 +96,10 @@ def quantize(
     """Quantize a GGUF file or a checkpoint directory.
 
     output: the file to write; `{ftype}` in its name stands for the type. None puts it beside the source, named after
-    the type. importance: an importance file of the same model (`calibrate` makes one). adapters: directories of LoRA
-    adapters to merge into a checkpoint.
-    recipe: decides the types, its own file type included; gemma_defaults.gemma_recipe of the file type when None.
-    split: such as shards.SplitLimits. keep_split: split as the source is. recipe_file: where to save the recipe, with
-    the type of every tensor; `{ftype}` as in output. Raises InputError and its kinds for bad input, OutputError when
-    the file cannot be written.
+    the type. recipe: its own file type counts. The other options: see QuantizeOptions. Raises InputError and its
+    kinds for bad input, OutputError when the file cannot be written.
     """
-    return quantize_each(
-        source,
-        output,
-        [recipe.file_type if recipe else file_type],
+    options = QuantizeOptions(
         importance=importance,
         adapters=adapters,
         recipe=recipe,
@@ -92,97 +109,55 @@ def quantize(
         keep_split=keep_split,
         recipe_file=recipe_file,
         n_threads=n_threads,
-        progress=progress,
-    )[0]
+    )
+    file_types = [recipe.file_type if recipe else file_type]
+    return quantize_each(source, output, file_types, options, progress)[0]
 
 
 def quantize_each(
     source: Path,
     output: Path | None,
     file_types: Sequence[FileType],
-    *,
-    importance: Path | None = None,
-    adapters: Sequence[Path] = (),
-    recipe: Recipe | None = None,
-    effort: Effort = Effort.BALANCED,
-    allow_requantize: bool = False,
-    split: SplitRule | None = None,
-    keep_split: bool = False,
-    recipe_file: Path | None = None,
-    n_threads: int | None = None,
+    options: QuantizeOptions = _DEFAULTS,
     progress: Progress | None = None,
 ) -> list[QuantizeResult]:
     """Quantize to several file types in one run that reads and decodes the source once.
 
-    Every file has the bytes that `quantize` gives it alone. recipe: overrides for all of them; its file type does not
-    count. output: see `quantize`; a file name must say {ftype} when there are several types.
+    Every file has the bytes that `quantize` gives it alone. The recipe counts for all of them, its file type does
+    not. output: see `quantize`; a file name must say {ftype} when there are several types.
     """
     started = time.monotonic()
-    prepared = prepare(
-        source,
-        output,
-        file_types,
-        importance=importance,
-        adapters=adapters,
-        recipe=recipe,
-        allow_requantize=allow_requantize,
-        split=split,
-        keep_split=keep_split,
-        recipe_file=recipe_file,
-    )
+    prepared = prepare(source, output, file_types, options)
     write_ggufs(
         [each.job for each in prepared],
-        effort=effort,
-        n_threads=n_threads,
+        effort=options.effort,
+        n_threads=options.n_threads,
         progress=progress,
         label=f"quantize to {', '.join(each.file_type.name for each in prepared)}",
-        inputs=_inputs(source, importance),
+        inputs=_inputs(source, options),
     )
     return [_result(each, time.monotonic() - started) for each in prepared]
 
 
 def forecast_quantization(
-    source: Path,
-    output: Path | None,
-    file_types: Sequence[FileType],
-    *,
-    importance: Path | None = None,
-    adapters: Sequence[Path] = (),
-    recipe: Recipe | None = None,
-    effort: Effort = Effort.BALANCED,
-    allow_requantize: bool = False,
-    split: SplitRule | None = None,
-    keep_split: bool = False,
-    recipe_file: Path | None = None,
-    n_threads: int | None = None,
+    source: Path, output: Path | None, file_types: Sequence[FileType], options: QuantizeOptions = _DEFAULTS
 ) -> Forecast:
     """Say what `quantize_each` would do with the same arguments; writes nothing but the recipe file."""
-    prepared = prepare(
-        source,
-        output,
-        file_types,
-        importance=importance,
-        adapters=adapters,
-        recipe=recipe,
-        allow_requantize=allow_requantize,
-        split=split,
-        keep_split=keep_split,
-        recipe_file=recipe_file,
-    )
+    prepared = prepare(source, output, file_types, options)
     return forecast(
         {each.file_type.name.lower(): each.job for each in prepared},
         {
             each.file_type.name.lower(): {c.name: Decision(c.reason, c.wanted) for c in each.decided.choices}
             for each in prepared
         },
-        effort=effort,
-        inputs=_inputs(source, importance),
-        n_threads=n_threads,
+        effort=options.effort,
+        inputs=_inputs(source, options),
+        n_threads=options.n_threads,
     )
 
 
-def _inputs(source: Path, importance: Path | None) -> list[Path]:
-    return [*input_files(source), *([importance] if importance else [])]
+def _inputs(source: Path, options: QuantizeOptions) -> list[Path]:
+    return [*input_files(source), *([options.importance] if options.importance else [])]
 
 
 @dataclass(frozen=True)
@@ -195,44 +170,42 @@ class Prepared:
 
 
 def prepare(
-    source: Path,
-    output: Path | None,
-    file_types: Sequence[FileType],
-    *,
-    importance: Path | None = None,
-    adapters: Sequence[Path] = (),
-    recipe: Recipe | None = None,
-    allow_requantize: bool = False,
-    split: SplitRule | None = None,
-    keep_split: bool = False,
-    recipe_file: Path | None = None,
+    source: Path, output: Path | None, file_types: Sequence[FileType], options: QuantizeOptions = _DEFAULTS
 ) -> list[Prepared]:
     """Plan the file of each type (once each) and name it; reads a few rows of weights. See quantize_each."""
     kinds = dict.fromkeys(file_types)
-    if recipe_file is not None and len({with_type(recipe_file, kind.name) for kind in kinds}) < len(kinds):
-        raise InputError(f"{recipe_file} cannot be the recipe of each file type; put {{ftype}} into its name")
-    model = open_model(source, adapters=adapters)
-    statistics = None if importance is None else read_importance(importance)
-    split = KeptSplit(model.shard_sizes) if keep_split else split
+    saved = options.recipe_file
+    if saved is not None and len({with_type(saved, kind.name) for kind in kinds}) < len(kinds):
+        raise InputError(f"{saved} cannot be the recipe of each file type; put {{ftype}} into its name")
+    model = open_model(source, adapters=options.adapters)
+    statistics = None if options.importance is None else read_importance(options.importance)
+    split = KeptSplit(model.shard_sizes) if options.keep_split else options.split
     prepared = []
     for file_type in kinds:
-        own = replace(recipe or gemma_recipe(file_type), file_type=file_type)
-        used = statistics is not None and any(own.uses_importance_of(name) for name in statistics.names)
-        own = replace(own, has_importance=used)
-        if keep_split and own.prune_layers:
-            raise InputError(
-                "--keep-split keeps the tensors of every file, --prune-layers takes some away; choose one"
-            )
+        own = _recipe_of(options, file_type, statistics)
         with naming(source):
             decided = quantize_plan(
-                model, own, statistics, importance, allow_requantize=allow_requantize, split=split
+                model,
+                own,
+                statistics,
+                options.importance,
+                allow_requantize=options.allow_requantize,
+                split=split,
             )
-        if recipe_file is not None:
-            save_recipe(with_type(recipe_file, file_type.name), own, decided.choices)
+        if saved is not None:
+            save_recipe(with_type(saved, file_type.name), own, decided.choices)
         prepared.append(
             Prepared(file_type, decided, Job(decided.plan, _output_path(source, output, model, file_type)))
         )
     return prepared
+
+
+def _recipe_of(options: QuantizeOptions, file_type: FileType, statistics: Importance | None) -> Recipe:
+    own = replace(options.recipe or gemma_recipe(file_type), file_type=file_type)
+    if options.keep_split and own.prune_layers:
+        raise InputError("--keep-split keeps the tensors of every file, --prune-layers takes some away; choose one")
+    used = statistics is not None and any(own.uses_importance_of(name) for name in statistics.names)
+    return replace(own, has_importance=used)
 
 
 def _result(prepared: Prepared, seconds: float) -> QuantizeResult:

@@ -13,7 +13,7 @@ from pathlib import Path
 import gemma4_quant as gq
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.formats.shards import SplitLimits
-from gemma4_quant.quantization import quantize_each
+from gemma4_quant.quantization import QuantizeOptions, quantize_each
 from gemma4_quant.writing import committer, tiles, writer
 from gemma4_quant.writing.tiles import Destination, Tile
 
@@ -42,7 +42,8 @@ def run_convert(checkpoint: str, output: str, max_tensors: str) -> None:
 def run_quantize(source: str, output: str, file_types: str, n_threads: str) -> None:
     """Quantize to several types, in shards of at most 50 tensors."""
     kinds = [gq.FileType[name] for name in file_types.split(",")]
-    quantize_each(Path(source), Path(output), kinds, split=SplitLimits(None, 50), n_threads=int(n_threads))
+    options = QuantizeOptions(split=SplitLimits(None, 50), n_threads=int(n_threads))
+    quantize_each(Path(source), Path(output), kinds, options)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.formats.shards import SplitLimits
 from gemma4_quant.ggml import FileType
 from gemma4_quant.model import FileRows
-from gemma4_quant.quantization import forecast_quantization, quantize_each
+from gemma4_quant.quantization import QuantizeOptions, forecast_quantization, quantize_each
 from gemma4_quant.writing import writer
 from gemma4_quant.writing.tiles import Destination, Tile
 
@@ -33,7 +33,7 @@ def source(example_bf16: Path, tmp_path: Path) -> Path:
 
 
 def test_each_file_has_the_bytes_of_a_run_of_its_own(source: Path, tmp_path: Path) -> None:
-    results = quantize_each(source, tmp_path / "together-{ftype}.gguf", TYPES, n_threads=2)
+    results = quantize_each(source, tmp_path / "together-{ftype}.gguf", TYPES, QuantizeOptions(n_threads=2))
     for file_type, result in zip(TYPES, results, strict=True):
         alone = gq.quantize(source, tmp_path / "alone.gguf", file_type, n_threads=1)
         assert result.path == tmp_path / f"together-{file_type.name.lower()}.gguf"
@@ -51,7 +51,7 @@ def test_the_source_is_read_once(source: Path, tmp_path: Path, monkeypatch: pyte
         return read_rows(self, start, stop)
 
     monkeypatch.setattr(FileRows, "read_rows", counted)
-    quantize_each(source, tmp_path / "{ftype}.gguf", (FileType.Q8_0, FileType.Q5_K_M), n_threads=1)
+    quantize_each(source, tmp_path / "{ftype}.gguf", (FileType.Q8_0, FileType.Q5_K_M), QuantizeOptions(n_threads=1))
     assert len(n_read) > 40
     assert set(n_read.values()) == {1}
 
@@ -72,7 +72,7 @@ def test_an_interrupted_run_of_several_types_can_be_finished_one_by_one(
     with monkeypatch.context() as patched:
         patched.setattr(writer, "write_tile", interrupting)
         with pytest.raises(KeyboardInterrupt):
-            quantize_each(source, tmp_path / "{ftype}.gguf", TYPES, n_threads=1)
+            quantize_each(source, tmp_path / "{ftype}.gguf", TYPES, QuantizeOptions(n_threads=1))
     before = set(names[:50])  # the rest was under way
     names.clear()
     monkeypatch.setattr(
@@ -112,9 +112,9 @@ def test_a_forecast_is_what_the_run_then_does(source: Path, tmp_path: Path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(FileRows, "read_rows", single)
-        foretold = forecast_quantization(source, None, TYPES[:2], split=SplitLimits(2_000_000))
+        foretold = forecast_quantization(source, None, TYPES[:2], QuantizeOptions(split=SplitLimits(2_000_000)))
     assert [path.name for path in tmp_path.iterdir()] == ["model-BF16.gguf"]
-    results = quantize_each(source, None, TYPES[:2], split=SplitLimits(2_000_000))
+    results = quantize_each(source, None, TYPES[:2], QuantizeOptions(split=SplitLimits(2_000_000)))
     assert foretold.disk_bytes == sum(result.n_bytes for result in results)
     assert foretold.fits
     for output, result in zip(foretold.outputs, results, strict=True):

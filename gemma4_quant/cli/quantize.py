@@ -161,29 +161,7 @@ def register(app: typer.Typer) -> None:
         base = base_recipe(options, source)
         target = parse_target(rest or [], file_type, threads, base.file_type if base else None)
         recipe = finished_recipe(options, base, target.file_types[0])
-        if dry_run:
-            from gemma4_quant.cli.forecast import forecast_text
-
-            forecast = quantization.forecast_quantization(
-                source,
-                target.output,
-                target.file_types,
-                importance=imatrix,
-                adapters=adapters,
-                recipe=recipe,
-                effort=_effort(effort),
-                allow_requantize=allow_requantize,
-                split=split,
-                keep_split=keep_split,
-                recipe_file=save_recipe,
-                n_threads=target.n_threads,
-            )
-            emit(forecast, as_json=json, text=forecast_text(forecast))
-            return
-        results = quantization.quantize_each(
-            source,
-            target.output,
-            target.file_types,
+        how = quantization.QuantizeOptions(
             importance=imatrix,
             adapters=adapters,
             recipe=recipe,
@@ -193,8 +171,14 @@ def register(app: typer.Typer) -> None:
             keep_split=keep_split,
             recipe_file=save_recipe,
             n_threads=target.n_threads,
-            progress=terminal_progress(),
         )
+        if dry_run:
+            from gemma4_quant.cli.forecast import forecast_text
+
+            forecast = quantization.forecast_quantization(source, target.output, target.file_types, how)
+            emit(forecast, as_json=json, text=forecast_text(forecast))
+            return
+        results = quantization.quantize_each(source, target.output, target.file_types, how, terminal_progress())
         text = "\n".join(map(result_text, results))
         emit(results if len(results) > 1 else results[0], as_json=json, text=text)
 
