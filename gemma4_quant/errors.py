@@ -41,8 +41,20 @@ class ImportanceError(InputError):
     """An importance file is damaged or belongs to another model."""
 
 
+class MomentsError(InputError):
+    """A file of second moments is damaged or belongs to another model."""
+
+
 class TextError(InputError):
     """A text is missing, empty or too short."""
+
+
+class ResultsError(InputError):
+    """A file of earlier measurements, or of stored predictions, is damaged or of another kind."""
+
+
+class MismatchError(InputError):
+    """Models cannot be compared fairly: other tokens, template, shape or training."""
 
 
 class ChatTemplateError(InputError):

@@ -17,6 +17,7 @@ class Product:
 
     weight: GGUF name of the weight. n_matrices: matrices stacked in it (experts). n_in: input features.
     n_inputs: input vectors in each of the activations' matrices. is_routed: each token picks its matrices.
+    input_id: the same for products of one evaluation that have the same input, as q, k and v; 0 when unknown.
     """
 
     weight: str
@@ -24,6 +25,7 @@ class Product:
     n_in: int
     n_inputs: int
     is_routed: bool
+    input_id: int = 0
 
 
 class Observer(Protocol):
@@ -89,6 +91,7 @@ class Callback:
             n_in=inputs.ne[0],
             n_inputs=inputs.ne[1],
             is_routed=node.op == self._ops.mul_mat_id,
+            input_id=node.src[1],
         )
 
     def _arrays(self, node: GgmlTensor, product: Product) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
