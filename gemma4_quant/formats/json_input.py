@@ -38,24 +38,32 @@ def read_json_object(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str,
 
 
 def parse_json_object(data: bytes, source: str, *, unique_keys: bool = False) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Parse a JSON object of a checkpoint.
 
     source: names the document in messages. unique_keys: refuse an object that has a key twice (json keeps the
     last one silently). Raises CheckpointError for anything else than an object, too deep nesting, too many entries.
     """
+    try:
+        return json_object(data, unique_keys=unique_keys)
+    except ValueError as error:
+        raise CheckpointError(f"{source} {error}; download the file again") from error
+
+
+def json_object(data: bytes, *, unique_keys: bool = False) -> dict[str, Any]:
+    """Parse a JSON object; raises ValueError with what is wrong, such as `holds a list, not an object`."""
     if data.count(b"[") + data.count(b"{") + data.count(b",") > MAX_ENTRIES:
-        raise CheckpointError(f"{source} has more than {MAX_ENTRIES:,} entries, more than such a file ever needs")
+        raise ValueError(f"has more than {MAX_ENTRIES:,} entries, more than such a file ever needs")
     try:
         with _collector_paused():
             document = json.loads(
                 data, parse_constant=_refuse_constant, object_pairs_hook=_unique_object if unique_keys else None
             )
     except RecursionError:
-        raise CheckpointError(f"{source} is nested too deeply to be what its name says") from None
+        raise ValueError("is nested too deeply to be what its name says") from None
     except ValueError as error:  # also wrong UTF-8 and numbers of thousands of digits
-        raise CheckpointError(f"{source} is not valid JSON ({error}); download the file again") from error
+        raise ValueError(f"is not valid JSON ({error})") from error
     if not isinstance(document, dict):
-        raise CheckpointError(f"{source} holds {kind_of(document)}, not an object; download the file again")
+        raise ValueError(f"holds {kind_of(document)}, not an object")
     return document
 
 
