@@ -43,6 +43,26 @@ class ConvertResult:
     files: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How to convert, whatever is converted.
+
+    out_type: one of OUT_TYPES; auto is the 16-bit type the checkpoint is stored in. model_name: `general.name`.
+    adapters: directories of LoRA adapters to merge, one after the other. split: such as shards.SplitLimits, of the
+    text model. exact_gelu: see convert_projector. n_threads: None for all cores.
+    """
+
+    out_type: str = "auto"
+    model_name: str | None = None
+    adapters: Sequence[Path] = ()
+    split: SplitRule | None = None
+    exact_gelu: bool = False
+    n_threads: int | None = None
+
+
+DEFAULTS = ConversionOptions()
+
+
 def convert(
     checkpoint: Path,
     outfile: Path | None = None,
@@ -57,47 +77,43 @@ def convert(
     """Convert a Gemma 4 checkpoint directory to a GGUF file, or to several if `split` says so.
 
     outfile: a file, a directory to put it in, or None for the checkpoint's own; `{ftype}` in the name stands for
-    the type. out_type: bf16, f16, f32, q8_0, or auto for the 16-bit type the checkpoint is stored in.
-    adapters: directories of LoRA adapters to merge, one after the other. split: such as shards.SplitLimits.
-    Raises CheckpointError and its kinds for bad input, OutputError when the file cannot be written.
+    the type. The other options: see ConversionOptions. Raises CheckpointError and its kinds for bad input,
+    OutputError when the file cannot be written.
     """
+    options = ConversionOptions(out_type, model_name, adapters, split, n_threads=n_threads)
+    return convert_text_model(checkpoint, outfile, options, progress)
+
+
+def convert_text_model(
+    checkpoint: Path,
+    outfile: Path | None = None,
+    options: ConversionOptions = DEFAULTS,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert as `convert` does."""
     started = time.monotonic()
-    kind, job = _prepare(checkpoint, outfile, out_type, model_name, adapters, split)
-    result = write_converted(
-        job.plan, job.path, kind, inputs=input_files(checkpoint), n_threads=n_threads, progress=progress
-    )
+    kind, job = _prepare(checkpoint, outfile, options)
+    inputs = input_files(checkpoint)
+    result = write_converted(job.plan, job.path, kind, inputs=inputs, n_threads=options.n_threads, progress=progress)
     return replace(result, seconds=time.monotonic() - started)
 
 
 def forecast_conversion(
-    checkpoint: Path,
-    outfile: Path | None = None,
-    out_type: str = "auto",
-    *,
-    model_name: str | None = None,
-    adapters: Sequence[Path] = (),
-    split: SplitRule | None = None,
-    n_threads: int | None = None,
+    checkpoint: Path, outfile: Path | None = None, options: ConversionOptions = DEFAULTS
 ) -> Forecast:
-    """Say what `convert` would do with the same arguments; reads no weight and writes nothing."""
-    kind, job = _prepare(checkpoint, outfile, out_type, model_name, adapters, split)
+    """Say what `convert_text_model` would do with the same arguments; reads no weight and writes nothing."""
+    kind, job = _prepare(checkpoint, outfile, options)
     inputs = input_files(checkpoint)
-    return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=n_threads)
+    return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=options.n_threads)
 
 
-def _prepare(
-    checkpoint: Path,
-    outfile: Path | None,
-    out_type: str,
-    model_name: str | None,
-    adapters: Sequence[Path],
-    split: SplitRule | None,
-) -> tuple[GgmlType, Job]:
+def _prepare(checkpoint: Path, outfile: Path | None, options: ConversionOptions) -> tuple[GgmlType, Job]:
     """Plan a conversion and name its output."""
-    check_out_type(out_type)
-    model = load_model(checkpoint, model_name=model_name, adapters=adapters)
-    kind = auto_type(model) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
-    return kind, Job(convert_plan(model, kind, split), output_path(checkpoint, outfile, model, kind, adapters))
+    check_out_type(options.out_type)
+    model = load_model(checkpoint, model_name=options.model_name, adapters=options.adapters)
+    kind = auto_type(model) if options.out_type.lower() == "auto" else GgmlType[options.out_type.upper()]
+    output = output_path(checkpoint, outfile, model, kind, options.adapters)
+    return kind, Job(convert_plan(model, kind, options.split), output)
 
 
 def check_out_type(out_type: str) -> None:

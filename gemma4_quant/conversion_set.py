@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gemma4_quant.conversion import ConvertResult, check_out_type, convert, forecast_conversion
+from gemma4_quant.conversion import (
+    DEFAULTS,
+    ConversionOptions,
+    ConvertResult,
+    check_out_type,
+    convert_text_model,
+    forecast_conversion,
+)
 from gemma4_quant.converters import convert_checkpoint, load_model, open_with_adapters
 from gemma4_quant.converters.projector import has_encoders, open_projector
 from gemma4_quant.errors import CheckpointError, ConfigError, OutputError
@@ -14,7 +21,7 @@ from gemma4_quant.hub.cache import output_directory
 from gemma4_quant.metadata import get_int, get_string
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
-from gemma4_quant.projector_conversion import convert_projector, forecast_projector
+from gemma4_quant.projector_conversion import convert_encoders, forecast_projector
 from gemma4_quant.runner.companions import Companions, try_together
 from gemma4_quant.runner.preflight import refuse_what_aborts
 from gemma4_quant.source import open_gguf
@@ -55,33 +62,27 @@ def convert_all(
     Raises CheckpointError and its kinds before anything is written for bad input and for a drafter of another model,
     OutputError when a file cannot be written, RunError when llama.cpp does not load the files together.
     """
-    check_out_type(out_type)
+    options = ConversionOptions(out_type, model_name, adapters, split, exact_gelu, n_threads)
+    return convert_set(checkpoint, directory, drafter, options, progress)
+
+
+def convert_set(
+    checkpoint: Path,
+    directory: Path | None = None,
+    drafter: Path | None = None,
+    options: ConversionOptions = DEFAULTS,
+    progress: Progress | None = None,
+) -> ConvertAllResult:
+    """Convert as `convert_all` does."""
+    check_out_type(options.out_type)
     target = _directory(checkpoint, directory)
-    is_multimodal = _check_inputs(checkpoint, drafter, model_name, adapters)
-    model = convert(
-        checkpoint,
-        target,
-        out_type,
-        model_name=model_name,
-        adapters=adapters,
-        split=split,
-        n_threads=n_threads,
-        progress=progress,
-    )
+    is_multimodal = _check_inputs(checkpoint, drafter, options)
+    model = convert_text_model(checkpoint, target, options, progress)
     projector = drafted = None
     if is_multimodal:
-        projector = convert_projector(
-            checkpoint,
-            target,
-            out_type,
-            model_name=model_name,
-            adapters=adapters,
-            exact_gelu=exact_gelu,
-            n_threads=n_threads,
-            progress=progress,
-        )
+        projector = convert_encoders(checkpoint, target, options, progress)
     if drafter is not None:
-        drafted = convert(drafter, target, out_type, n_threads=n_threads, progress=progress)
+        drafted = convert_text_model(drafter, target, _for_drafter(options), progress)
     refuse_what_aborts(open_gguf(model.path))
     companions = try_together(model.path, _path(projector), _path(drafted))
     return ConvertAllResult(model, projector, drafted, companions)
@@ -90,37 +91,23 @@ def convert_all(
 def forecast_all(
     checkpoint: Path,
     directory: Path | None = None,
-    out_type: str = "auto",
-    *,
     drafter: Path | None = None,
-    model_name: str | None = None,
-    adapters: Sequence[Path] = (),
-    split: SplitRule | None = None,
-    exact_gelu: bool = False,
-    n_threads: int | None = None,
+    options: ConversionOptions = DEFAULTS,
 ) -> Forecast:
-    """Say what `convert_all` would do with the same arguments; reads no weight and writes nothing."""
+    """Say what `convert_set` would do with the same arguments; reads no weight and writes nothing."""
     target = _directory(checkpoint, directory)
-    is_multimodal = _check_inputs(checkpoint, drafter, model_name, adapters)
-    text = forecast_conversion(
-        checkpoint, target, out_type, model_name=model_name, adapters=adapters, split=split, n_threads=n_threads
-    )
-    parts = [text]
+    is_multimodal = _check_inputs(checkpoint, drafter, options)
+    parts = [forecast_conversion(checkpoint, target, options)]
     if is_multimodal:
-        parts.append(
-            forecast_projector(
-                checkpoint,
-                target,
-                out_type,
-                model_name=model_name,
-                adapters=adapters,
-                exact_gelu=exact_gelu,
-                n_threads=n_threads,
-            )
-        )
+        parts.append(forecast_projector(checkpoint, target, options))
     if drafter is not None:
-        parts.append(forecast_conversion(drafter, target, out_type, n_threads=n_threads))
+        parts.append(forecast_conversion(drafter, target, _for_drafter(options)))
     return _one_after_the_other(parts)
+
+
+def _for_drafter(options: ConversionOptions) -> ConversionOptions:
+    """Leave out what is meant for the text model: its name, its adapters, its shards."""
+    return ConversionOptions(options.out_type, n_threads=options.n_threads)
 
 
 def _one_after_the_other(parts: Sequence[Forecast]) -> Forecast:
@@ -160,17 +147,17 @@ def check_drafter(model: Model, drafter: Model) -> None:
         )
 
 
-def _check_inputs(checkpoint: Path, drafter: Path | None, model_name: str | None, adapters: Sequence[Path]) -> bool:
+def _check_inputs(checkpoint: Path, drafter: Path | None, options: ConversionOptions) -> bool:
     """Look at all inputs before anything is written; tell whether there are encoders."""
-    opened = open_with_adapters(checkpoint, adapters)
-    model = convert_checkpoint(opened, model_name=model_name)
+    opened = open_with_adapters(checkpoint, options.adapters)
+    model = convert_checkpoint(opened, model_name=options.model_name)
     if get_string(model.metadata, "general.architecture") != _TARGET:
         raise ConfigError(f"{checkpoint} holds a drafter; give its target model, and this one with --drafter")
     if drafter is not None:
         check_drafter(model, load_model(drafter))
     if not has_encoders(opened.config):
         return False
-    open_projector(opened, model_name=model_name)
+    open_projector(opened, model_name=options.model_name)
     return True
 
 

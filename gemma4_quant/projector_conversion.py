@@ -11,7 +11,14 @@ from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.half import LARGEST
-from gemma4_quant.conversion import ConvertResult, check_out_type, output_path, write_converted
+from gemma4_quant.conversion import (
+    DEFAULTS,
+    ConversionOptions,
+    ConvertResult,
+    check_out_type,
+    output_path,
+    write_converted,
+)
 from gemma4_quant.converters import auto_type, float_type, open_with_adapters
 from gemma4_quant.converters.projector import Projector, is_limit, open_projector
 from gemma4_quant.errors import listed
@@ -51,7 +58,18 @@ def convert_projector(
     for a checkpoint without encoders or with ones that llama.cpp cannot run, CheckpointError and its kinds for other
     bad input, OutputError when the file cannot be written.
     """
-    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, adapters, exact_gelu)
+    options = ConversionOptions(out_type, model_name, adapters, exact_gelu=exact_gelu, n_threads=n_threads)
+    return convert_encoders(checkpoint, outfile, options, progress)
+
+
+def convert_encoders(
+    checkpoint: Path,
+    outfile: Path | None = None,
+    options: ConversionOptions = DEFAULTS,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert as `convert_projector` does."""
+    kind, output, projector = _prepare(checkpoint, outfile, options)
     too_large = [t.name for t in projector.model.tensors if becomes_float16(t, kind) and _overflows_float16(t)]
     remarks = (*projector.remarks, *_overflow_remarks(too_large))
     for remark in remarks:
@@ -61,30 +79,23 @@ def convert_projector(
         output,
         kind,
         inputs=input_files(checkpoint),
-        n_threads=n_threads,
+        n_threads=options.n_threads,
         progress=progress,
         remarks=remarks,
     )
 
 
 def forecast_projector(
-    checkpoint: Path,
-    outfile: Path | None = None,
-    out_type: str = "auto",
-    *,
-    model_name: str | None = None,
-    adapters: Sequence[Path] = (),
-    exact_gelu: bool = False,
-    n_threads: int | None = None,
+    checkpoint: Path, outfile: Path | None = None, options: ConversionOptions = DEFAULTS
 ) -> Forecast:
-    """Say what `convert_projector` would do with the same arguments; reads no weight and writes nothing.
+    """Say what `convert_encoders` would do with the same arguments; reads no weight and writes nothing.
 
     Weights beyond float16, which would need more room in an F16 file, are not looked for.
     """
-    kind, output, projector = _prepare(checkpoint, outfile, out_type, model_name, adapters, exact_gelu)
+    kind, output, projector = _prepare(checkpoint, outfile, options)
     job = Job(projector_plan(projector.model, kind), output)
     inputs = input_files(checkpoint)
-    return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=n_threads)
+    return forecast({kind.name.lower(): job}, effort=Effort.PLAIN, inputs=inputs, n_threads=options.n_threads)
 
 
 def projector_plan(model: Model, kind: GgmlType, too_large: Collection[str] = ()) -> Plan:
@@ -111,20 +122,14 @@ def becomes_float16(tensor: Tensor, kind: GgmlType) -> bool:
     return tensor.type is not GgmlType.F16 and float_type(tensor.name, tensor.shape, kind) is GgmlType.F16
 
 
-def _prepare(
-    checkpoint: Path,
-    outfile: Path | None,
-    out_type: str,
-    model_name: str | None,
-    adapters: Sequence[Path],
-    exact_gelu: bool,
-) -> tuple[GgmlType, Path, Projector]:
+def _prepare(checkpoint: Path, outfile: Path | None, options: ConversionOptions) -> tuple[GgmlType, Path, Projector]:
     """Choose type and name of the output, and open what goes into it."""
-    check_out_type(out_type)
-    opened = open_with_adapters(checkpoint, adapters)
-    projector = open_projector(opened, model_name=model_name, exact_gelu=exact_gelu)
-    kind = auto_type(projector.model, GgmlType.BF16) if out_type.lower() == "auto" else GgmlType[out_type.upper()]
-    return kind, output_path(checkpoint, outfile, projector.model, kind, adapters), projector
+    check_out_type(options.out_type)
+    opened = open_with_adapters(checkpoint, options.adapters)
+    projector = open_projector(opened, model_name=options.model_name, exact_gelu=options.exact_gelu)
+    is_auto = options.out_type.lower() == "auto"
+    kind = auto_type(projector.model, GgmlType.BF16) if is_auto else GgmlType[options.out_type.upper()]
+    return kind, output_path(checkpoint, outfile, projector.model, kind, options.adapters), projector
 
 
 def _overflows_float16(tensor: Tensor) -> bool:

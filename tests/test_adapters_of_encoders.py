@@ -7,6 +7,7 @@ import pytest
 from adapters import write_adapter
 from projector_checkpoints import multimodal_config, tower_shapes, write_multimodal
 
+from gemma4_quant.conversion import ConversionOptions
 from gemma4_quant.conversion_set import convert_all, forecast_all
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.projector_conversion import convert_projector
@@ -47,7 +48,7 @@ def test_both_files_hold_what_the_adapter_changed(
     assert changed(plain.model.path, merged.model.path) == ["blk.0.attn_q.weight"]
     assert changed(plain.projector.path, merged.projector.path) == ["v.blk.0.ffn_up.weight"]
     assert {merged.model.path.stem[-5:], merged.projector.path.stem[-5:]} == {"-poet"}
-    forecast = forecast_all(checkpoint, tmp_path, "f32", adapters=[adapter])
+    forecast = forecast_all(checkpoint, tmp_path, options=ConversionOptions("f32", adapters=[adapter]))
     assert [output.files[0].path for output in forecast.outputs] == [merged.model.path, merged.projector.path]
 
 

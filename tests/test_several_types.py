@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import gemma4_quant as gq
 from gemma4_quant.cli.app import app
 from gemma4_quant.codecs.base import Effort
-from gemma4_quant.conversion import forecast_conversion
+from gemma4_quant.conversion import ConversionOptions, forecast_conversion
 from gemma4_quant.errors import OutputError
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.formats.shards import SplitLimits
@@ -25,6 +25,7 @@ from gemma4_quant.writing.tiles import Destination, Tile
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-gemma4-e"
 TYPES = (FileType.Q4_K_M, FileType.Q8_0, FileType.BF16)
+F16 = ConversionOptions("f16")
 
 
 @pytest.fixture
@@ -131,12 +132,12 @@ def test_a_forecast_is_what_the_run_then_does(source: Path, tmp_path: Path, monk
 
 
 def test_a_forecast_of_a_conversion_names_what_would_be_replaced(tmp_path: Path) -> None:
-    foretold = forecast_conversion(EXAMPLE, tmp_path / "{ftype}.gguf", "f16")
+    foretold = forecast_conversion(EXAMPLE, tmp_path / "{ftype}.gguf", F16)
     assert not list(tmp_path.iterdir())
     result = gq.convert(EXAMPLE, tmp_path / "{ftype}.gguf", "f16")
     assert (foretold.outputs[0].files[0].path, foretold.outputs[0].n_bytes) == (result.path, result.n_bytes)
     assert not foretold.outputs[0].files[0].exists
-    assert forecast_conversion(EXAMPLE, tmp_path / "{ftype}.gguf", "f16").outputs[0].files[0].exists
+    assert forecast_conversion(EXAMPLE, tmp_path / "{ftype}.gguf", F16).outputs[0].files[0].exists
 
 
 def test_a_forecast_says_what_would_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,27 @@
 """`gemma4-quant convert`: checkpoint → GGUF."""
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma4_quant.cli.conversion_request import ConversionRequest, Part
 from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import DryRun, Json, SplitMaxSize, SplitMaxTensors, Threads, Verbose, split_limits
 from gemma4_quant.cli.run import command, emit, files_text, set_up_logging, size_text, terminal_progress
 
 if TYPE_CHECKING:
-    from gemma4_quant.conversion import ConvertResult
+    from gemma4_quant.conversion import ConversionOptions, ConvertResult
     from gemma4_quant.conversion_set import ConvertAllResult
+    from gemma4_quant.writing.forecast import Forecast
+
+
+class Part(Enum):
+    """What of a checkpoint is converted."""
+
+    TEXT_MODEL = 1
+    PROJECTOR = 2
+    ALL = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -127,29 +136,56 @@ def register(app: typer.Typer) -> None:
             )
             emit(written, as_json=json, text=_describe(written))
             return
-        request = ConversionRequest(
-            part,
-            local(checkpoint, revision, cache_dir, token, may_download=not dry_run),
-            outfile,
+        options = conversion.ConversionOptions(
             outtype,
             model_name,
             [local(each, None, cache_dir, token, may_download=not dry_run) for each in adapter or ()],
             split,
-            None if drafter is None else local(drafter, None, cache_dir, token, may_download=not dry_run),
             exact_gelu,
             threads,
         )
+        checkpoint = local(checkpoint, revision, cache_dir, token, may_download=not dry_run)
+        if drafter is not None:
+            drafter = local(drafter, None, cache_dir, token, may_download=not dry_run)
         if dry_run:
             from gemma4_quant.cli.forecast import forecast_text
 
-            forecast = request.forecast()
+            forecast = _forecast(part, checkpoint, outfile, drafter, options)
             emit(forecast, as_json=json, text=forecast_text(forecast))
         elif part is Part.ALL:
-            files = request.convert_all(terminal_progress())
+            from gemma4_quant.conversion_set import convert_set
+
+            files = convert_set(checkpoint, outfile, drafter, options, terminal_progress())
             emit(files, as_json=json, text=_describe_all(files))
         else:
-            result = request.convert_one(terminal_progress())
+            result = _convert_one(part, checkpoint, outfile, options)
             emit(result, as_json=json, text=_describe(result))
+
+
+def _forecast(
+    part: Part, checkpoint: Path, outfile: Path | None, drafter: Path | None, options: "ConversionOptions"
+) -> "Forecast":
+    if part is Part.ALL:
+        from gemma4_quant.conversion_set import forecast_all
+
+        return forecast_all(checkpoint, outfile, drafter, options)
+    if part is Part.PROJECTOR:
+        from gemma4_quant.projector_conversion import forecast_projector
+
+        return forecast_projector(checkpoint, outfile, options)
+    from gemma4_quant.conversion import forecast_conversion
+
+    return forecast_conversion(checkpoint, outfile, options)
+
+
+def _convert_one(part: Part, checkpoint: Path, outfile: Path | None, options: "ConversionOptions") -> "ConvertResult":
+    if part is Part.PROJECTOR:
+        from gemma4_quant.projector_conversion import convert_encoders
+
+        return convert_encoders(checkpoint, outfile, options, terminal_progress())
+    from gemma4_quant.conversion import convert_text_model
+
+    return convert_text_model(checkpoint, outfile, options, terminal_progress())
 
 
 def _part(mmproj: bool, everything: bool, drafter: Path | None, exact_gelu: bool, *, is_split: bool) -> Part:
