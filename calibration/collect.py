@@ -12,7 +12,7 @@ from gemma4_quant.calibration.accumulate import Accumulator
 from gemma4_quant.calibration.importance import Importance, write_importance
 from gemma4_quant.errors import InputError
 from gemma4_quant.progress import Progress, SilentProgress
-from gemma4_quant.runner.llama_library import device_text
+from gemma4_quant.runner.devices import device_text
 from gemma4_quant.runner.session import BATCH_TOKENS, LOGITS_BYTES, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.text import chunk_text

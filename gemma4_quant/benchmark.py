@@ -10,7 +10,8 @@ from gemma4_quant.errors import InputError
 from gemma4_quant.measuring.evaluation import EvaluationOptions, Score, evaluate, refuse_other_vocabularies
 from gemma4_quant.measuring.throughput import Speed, measure_speed
 from gemma4_quant.progress import Progress, SilentProgress
-from gemma4_quant.runner.llama_library import device_text, versions
+from gemma4_quant.runner.devices import device_text
+from gemma4_quant.runner.llama_library import versions
 from gemma4_quant.runner.weights import LoadedModel
 
 

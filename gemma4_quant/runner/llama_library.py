@@ -1,4 +1,4 @@
-"""Loading llama.cpp's libraries, catching what they log, and naming the devices they can use."""
+"""Loading llama.cpp's libraries, and catching what they log."""
 
 import ctypes
 import functools
@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUE = 5
 _KEPT_ERRORS = 6
-
-# enum ggml_backend_dev_type (ggml-backend.h)
-_GPU_KINDS = frozenset({1, 2})
 
 
 class _Log:
@@ -47,9 +44,10 @@ _log = _Log()
 
 @dataclass(frozen=True)
 class Libraries:
-    """llama_cpp's Python module, and its ggml libraries as ctypes sees them."""
+    """llama_cpp's Python module, and the libraries as ctypes sees them."""
 
     llama: ModuleType
+    libllama: Any
     ggml: Any
     ggml_base: Any
 
@@ -69,14 +67,13 @@ def libraries() -> Libraries:
         ) from error
     folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH", Path(llama.__file__).parent / "lib"))
     try:
-        ggml = load_shared_library("ggml", folder)
-        ggml_base = load_shared_library("ggml-base", folder)
+        loaded = Libraries(llama, *(load_shared_library(name, folder) for name in ("llama", "ggml", "ggml-base")))
     except (OSError, RuntimeError) as error:
-        raise RunError(f"the ggml libraries of llama-cpp-python cannot be loaded: {error}") from error
-    _declare(ggml, ggml_base)
+        raise RunError(f"the libraries of llama-cpp-python cannot be loaded: {error}") from error
+    _declare(loaded)
     llama.llama_log_set(log_callback(llama), None)
     llama.llama_backend_init()
-    return Libraries(llama, ggml, ggml_base)
+    return loaded
 
 
 @functools.cache
@@ -85,22 +82,32 @@ def log_callback(llama: ModuleType) -> Any:
     return llama.llama_log_callback(_log.receive)
 
 
-def _declare(ggml: Any, ggml_base: Any) -> None:
-    """Tell ctypes the signatures (ggml.h, ggml-backend.h) of what this package calls beside llama.h."""
-    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+def _declare(loaded: Libraries) -> None:
+    """Tell ctypes the signatures (ggml.h, ggml-backend.h) of what this package calls beside llama_cpp's module."""
+    pointer, size, number, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_char_p
+    ggml, ggml_base = loaded.ggml, loaded.ggml_base
     signatures: list[tuple[Any, str, Any, list[Any]]] = [
+        (loaded.libllama, "llama_attach_threadpool", None, [pointer, pointer, pointer]),
         (ggml, "ggml_backend_dev_count", size, []),
         (ggml, "ggml_backend_dev_get", pointer, [size]),
-        (ggml_base, "ggml_backend_dev_name", ctypes.c_char_p, [pointer]),
-        (ggml_base, "ggml_backend_dev_description", ctypes.c_char_p, [pointer]),
+        (ggml, "ggml_backend_reg_count", size, []),
+        (ggml, "ggml_backend_reg_get", pointer, [size]),
+        (ggml_base, "ggml_commit", text, []),
+        (ggml_base, "ggml_threadpool_params_init", None, [pointer, ctypes.c_int]),
+        (ggml_base, "ggml_backend_reg_name", text, [pointer]),
+        (ggml_base, "ggml_backend_reg_get_proc_address", pointer, [pointer, text]),
+        (ggml_base, "ggml_backend_dev_backend_reg", pointer, [pointer]),
+        (ggml_base, "ggml_backend_dev_memory", None, [pointer, pointer, pointer]),
+        (ggml_base, "ggml_backend_dev_name", text, [pointer]),
+        (ggml_base, "ggml_backend_dev_description", text, [pointer]),
         (ggml_base, "ggml_backend_dev_type", ctypes.c_int, [pointer]),
         (ggml_base, "ggml_backend_buffer_is_host", ctypes.c_bool, [pointer]),
         (ggml_base, "ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
         (ggml_base, "ggml_nbytes", size, [pointer]),
         (ggml_base, "ggml_tensor_overhead", size, []),
-        (ggml_base, "ggml_op_name", ctypes.c_char_p, [ctypes.c_int]),
+        (ggml_base, "ggml_op_name", text, [ctypes.c_int]),
         (ggml_base, "ggml_free", None, [pointer]),
-        (ggml_base, "ggml_set_name", pointer, [pointer, ctypes.c_char_p]),
+        (ggml_base, "ggml_set_name", pointer, [pointer, text]),
         (ggml_base, "ggml_get_data", pointer, [pointer]),
         (ggml_base, "ggml_new_tensor_2d", pointer, [pointer, ctypes.c_int, number, number]),
         (ggml_base, "ggml_new_tensor_3d", pointer, [pointer, ctypes.c_int, number, number, number]),
@@ -123,49 +130,6 @@ def forget_errors() -> None:
 def last_errors() -> str:
     """Return the last error lines of llama.cpp as one, or a hint when it said nothing."""
     return "; ".join(_log.errors) or "llama.cpp gave no reason"
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device that llama.cpp can compute on; name such as `CPU` or `Metal`, description from its driver."""
-
-    name: str
-    description: str
-    is_gpu: bool
-
-
-def devices() -> tuple[Device, ...]:
-    """Return the devices of this build of llama.cpp."""
-    loaded = libraries()
-    found = []
-    for i in range(loaded.ggml.ggml_backend_dev_count()):
-        handle = loaded.ggml.ggml_backend_dev_get(i)
-        base = loaded.ggml_base
-        found.append(
-            Device(
-                name=base.ggml_backend_dev_name(handle).decode(errors="replace"),
-                description=base.ggml_backend_dev_description(handle).decode(errors="replace").strip(),
-                is_gpu=base.ggml_backend_dev_type(handle) in _GPU_KINDS,
-            )
-        )
-    return tuple(found)
-
-
-def device_text(n_gpu_layers: int | None) -> str:
-    """Return which devices run a model with that many layers offloaded, such as `CPU (AMD EPYC 9B14)`.
-
-    n_gpu_layers: None means all that fit, as llama.cpp does by default. Without a GPU everything runs on the CPU;
-    a warning says so when layers were asked to be offloaded.
-    """
-    found = devices()
-    gpus = [device for device in found if device.is_gpu]
-    if n_gpu_layers and n_gpu_layers > 0 and not gpus:
-        logger.warning("this build of llama-cpp-python has no GPU device: all layers run on the CPU")
-    used = gpus if gpus and n_gpu_layers != 0 else [device for device in found if device.name == "CPU"]
-    return (
-        ", ".join(f"{d.name} ({d.description})" if d.description not in ("", d.name) else d.name for d in used)
-        or "CPU"
-    )
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from checkpoints import EXAMPLE
 from gemma4_quant.errors import GgufError, InputError, RunError
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
-from gemma4_quant.runner.llama_library import device_text, devices
+from gemma4_quant.runner.devices import device_text, devices
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.tensors import checked_op_codes
 from gemma4_quant.runner.weights import LoadedModel
