@@ -138,3 +138,8 @@ def versions() -> dict[str, str]:
 
     info = libraries().llama.llama_print_system_info().decode(errors="replace").strip()
     return {"llama-cpp-python": llama_cpp.__version__, "system": info}
+
+
+def source_commit() -> str:
+    """Return the commit of llama.cpp's source, abbreviated; `unknown` when the build did not know it."""
+    return libraries().ggml_base.ggml_commit().decode(errors="replace").removesuffix("-dirty") or "unknown"

@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +17,7 @@ from gemma4_quant.ggml import GgmlType
 from gemma4_quant.runner.interrupts import deferred_interrupt
 from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.observer import Callback, Observer
+from gemma4_quant.runner.thread_pool import ThreadPool
 from gemma4_quant.runner.weights import LoadedModel, Tokens
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 # enum llama_flash_attn_type (llama.h)
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+_HELD_BACK_S = 0.1
 _CACHE_TYPES = frozenset(
     GgmlType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 )
@@ -177,17 +181,52 @@ class Session:
 
     def run(self, batch: "Batch") -> None:
         """Evaluate a batch and wait until it is done; raises RunError when llama.cpp fails."""
+        self.run_all([batch])
+
+    def run_all(self, batches: Sequence["Batch"]) -> None:
+        """Evaluate batches one after the other, each to its end; raises RunError when llama.cpp fails.
+
+        Holding back interruptions costs as much as a few layers of a small model: it is done for some batches at
+        once, but for no longer than a person notices.
+        """
         forget_errors()
-        with deferred_interrupt():
-            code = self._llama.llama_decode(self._handle, batch.struct)
-            self._llama.llama_synchronize(self._handle)
-        if self._callback is not None:
-            self._callback.raise_failure()
+        decode, synchronize, handle = self._llama.llama_decode, self._llama.llama_synchronize, self._handle
+        n_done = code = 0
+        while n_done < len(batches) and code == 0:
+            with deferred_interrupt():
+                deadline = time.monotonic() + _HELD_BACK_S
+                while n_done < len(batches) and code == 0:
+                    code = decode(handle, batches[n_done].struct)
+                    synchronize(handle)
+                    n_done += 1
+                    if time.monotonic() > deadline:
+                        break
+            if self._callback is not None:
+                self._callback.raise_failure()
         if code != 0:
             reason = "no room left in the KV cache" if code == 1 else last_errors()
+            n_tokens = batches[n_done - 1].n_tokens
             raise RunError(
-                f"llama.cpp failed to evaluate {batch.n_tokens} tokens with {self.model.path} ({code}): {reason}"
+                f"llama.cpp failed to evaluate {n_tokens} tokens with {self.model.path} ({code}): {reason}"
             )
+
+    def use_threads(self, pool: ThreadPool) -> None:
+        """Compute on the threads of `pool`, which must outlive the session."""
+        libraries().libllama.llama_attach_threadpool(self._handle, pool.handle, None)
+
+    def saved_state(self) -> npt.NDArray[np.uint8]:
+        """Return what the session holds of its first sequence, in llama.cpp's bytes."""
+        state = np.empty(self._llama.llama_state_seq_get_size(self._handle, 0), np.uint8)
+        n_bytes = self._llama.llama_state_seq_get_data(self._handle, _pointer(state, ctypes.c_uint8), state.size, 0)
+        return state[:n_bytes]
+
+    def restore_state(self, state: npt.NDArray[np.uint8]) -> bool:
+        """Take up in an empty session what `saved_state` returned; False when it stays empty, as it does not fit."""
+        pointer = _pointer(state, ctypes.c_uint8)
+        if state.size and self._llama.llama_state_seq_set_data(self._handle, pointer, state.size, 0):
+            return True
+        self.clear()
+        return False
 
     def _check_piece(self, tokens: npt.NDArray[np.int32], start: int, n_outputs: int) -> None:
         n_sequences, n_positions = tokens.shape

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from gemma4_quant.errors import RunError, TextError
 from gemma4_quant.model import Model
+from gemma4_quant.runner.devices import device_array
 from gemma4_quant.runner.interrupts import deferred_interrupt
 from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.preflight import refuse_what_aborts
@@ -31,12 +33,20 @@ class LoadedModel:
     that fit.
     """
 
-    def __init__(self, path: Path, *, n_gpu_layers: int | None = None, vocab_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[str] | None = None,
+        vocab_only: bool = False,
+    ) -> None:
         """Load a model.
 
-        vocab_only: only what tokenises. It is not tried in a child process first; call it in one.
-        Raises InputError or GgufError when the file is not a sound GGUF of a Gemma 4 model, RunError with
-        llama.cpp's reason when it does not load.
+        devices: names of those to offload to; None for llama.cpp's choice. vocab_only: only what tokenises. It is not
+        tried in a child process first; call it in one. Raises InputError or GgufError when the file is not a sound
+        GGUF of a Gemma 4 model, InputError when there is no such device, RunError with llama.cpp's reason when it
+        does not load.
         """
         self.path = path
         self.file: Model = open_gguf(path)
@@ -49,6 +59,9 @@ class LoadedModel:
         params.vocab_only = vocab_only
         if n_gpu_layers is not None:
             params.n_gpu_layers = n_gpu_layers
+        if devices is not None:
+            self._devices = device_array(devices)  # kept, because llama.cpp has the pointer
+            params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
         forget_errors()
         self.handle: Any = None
         try:
@@ -79,6 +92,20 @@ class LoadedModel:
         if self.handle:
             self._llama.llama_model_free(self.handle)
             self.handle = None
+
+    def description(self) -> str:
+        """Return llama.cpp's description of the model, such as `gemma4 E2B Q4_K - Medium`."""
+        text = ctypes.create_string_buffer(128)
+        self._llama.llama_model_desc(self.handle, text, len(text))
+        return text.value.decode(errors="replace")
+
+    def n_bytes(self) -> int:
+        """Return the size of the weights in bytes, as llama.cpp counts it."""
+        return int(self._llama.llama_model_size(self.handle))
+
+    def n_weights(self) -> int:
+        """Return the number of weights, as llama.cpp counts it."""
+        return int(self._llama.llama_model_n_params(self.handle))
 
     def tokenise(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> Tokens:
         """Return the tokens of a text.
