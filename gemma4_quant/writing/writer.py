@@ -3,9 +3,7 @@
 import errno
 import hashlib
 import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from gemma4_quant.errors import OutputError, listed
 from gemma4_quant.formats.shards import shard_paths
 from gemma4_quant.model import Tensor
 from gemma4_quant.progress import Progress, SilentProgress
+from gemma4_quant.threads import in_order
 from gemma4_quant.writing.boot import boot_id
 from gemma4_quant.writing.committer import Committer
 from gemma4_quant.writing.destination import allocated_bytes, cannot_write, check_destination, partial_of
@@ -82,7 +81,7 @@ def write_ggufs(
     a full disk, where the partial files wait for space.
     """
     check_jobs(jobs, inputs)
-    _check_space(jobs)
+    check_space(jobs)
     progress = progress or SilentProgress()
     _compile([planned for job in jobs for planned in job.plan.tensors], progress)
     boot = None if durable else boot_id()
@@ -154,7 +153,8 @@ def bytes_needed(jobs: Sequence[Job]) -> dict[Path, int]:
     return needed
 
 
-def _check_space(jobs: Sequence[Job]) -> None:
+def check_space(jobs: Sequence[Job]) -> None:
+    """Raise OutputError when there is no room for the outputs."""
     for directory, n_bytes in bytes_needed(jobs).items():
         free = shutil.disk_usage(directory).free
         if n_bytes > free:
@@ -205,33 +205,18 @@ def _write_tensors(outputs: Sequence[Output], effort: Effort, n_threads: int, pr
     total = sum(planned.n_bytes for output in outputs for planned in output.plan.tensors)
     progress.start(label, total, "B")
     progress.advance(total - sum(part.planned.n_bytes for each in work for part in each.destinations))
+    items = ((each, tile) for each in work for tile in tiles_of(each.tensor))
+
+    def write(item: tuple[_Work, Tile]) -> int:
+        each, tile = item
+        return write_tile(tile, each.destinations, effort)
+
     try:
         with Committer(outputs) as committer:
-            for each, tile, n_bytes in _written_tiles(work, effort, n_threads):
+            for (each, tile), n_bytes in in_order(write, items, n_threads):
                 progress.advance(n_bytes)
                 if tile.stop == tile.tensor.n_rows:
                     for output in each.outputs:
                         committer.add(output, [tile.tensor.name])
     finally:
         progress.finish()
-
-
-def _written_tiles(work: Sequence[_Work], effort: Effort, n_threads: int) -> Iterator[tuple[_Work, Tile, int]]:
-    """Yield each tile with its bytes after it is written, in order, while later ones are under way."""
-    under_way: deque[tuple[_Work, Tile, Future[int]]] = deque()
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="encode") as pool:
-        try:
-            for each in work:
-                for tile in tiles_of(each.tensor):
-                    under_way.append((each, tile, pool.submit(write_tile, tile, each.destinations, effort)))
-                    if len(under_way) > 2 * n_threads:
-                        yield _awaited(*under_way.popleft())
-            while under_way:
-                yield _awaited(*under_way.popleft())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _awaited(work: _Work, tile: Tile, future: Future[int]) -> tuple[_Work, Tile, int]:
-    return work, tile, future.result()
