@@ -1,7 +1,9 @@
 """Importance files: how strongly each input column of each weight is used, in llama.cpp's GGUF layout.
 
 For every weight two tensors: `NAME.in_sum2`, sums of squared activations, and `NAME.counts`, how many activations
-were summed (tools/imatrix/imatrix.cpp, save_imatrix; common/imatrix-loader.cpp).
+were summed (tools/imatrix/imatrix.cpp, save_imatrix; common/imatrix-loader.cpp). Where float32 does not hold the
+sums, a third, `NAME.in_sum2_f64`, has them in full, so that parts of a calibration add up exactly; llama.cpp's loader
+passes over it. llama.cpp's older `.dat` files are read as well (legacy_dat).
 """
 
 import contextlib
@@ -9,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +27,36 @@ from gemma4_quant.writing.destination import cannot_write, partial_of
 
 _SUMS = ".in_sum2"
 _COUNTS = ".counts"
+_FULL_SUMS = ".in_sum2_f64"
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME without its final zero
+
+
+Floats = npt.NDArray[np.floating[Any]]
+"""float32, as files of llama.cpp have them, or float64."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """Statistics of one weight.
 
-    sums: (n_matrices, n_in) float32, sums of squared activations. counts: (n_matrices,) float32, activations summed.
+    sums: (n_matrices, n_in), sums of squared activations. counts: (n_matrices,), activations summed.
     """
 
-    sums: Float32Rows
-    counts: npt.NDArray[np.float32]
+    sums: Floats
+    counts: Floats
+
+    def of_matrices(self, n_matrices: int) -> "Entry":
+        """Return the statistics matrix by matrix, where a file has one count for all (see `legacy_dat`).
+
+        An expert that saw nothing stands there with 1 for every column, which no activation gives: it is unseen.
+        Returns the entry itself where nothing is to be parted.
+        """
+        n_columns = self.sums.size // n_matrices
+        if len(self.counts) != 1 or n_matrices == 1 or self.sums.size != n_matrices * n_columns:
+            return self
+        sums = self.sums.reshape(n_matrices, n_columns)
+        unseen = (sums == self.counts[0]).all(axis=1)
+        return Entry(np.where(unseen[:, None], 0, sums), np.where(unseen, 0, self.counts[0]))
 
 
 @dataclass(frozen=True)
@@ -79,10 +100,14 @@ class Importance:
 
 
 def read_importance(path: Path) -> Importance:
-    """Read an importance file made by `calibrate` or llama-imatrix (GGUF format).
+    """Read an importance file made by `calibrate` or llama-imatrix, in GGUF or in llama.cpp's older format.
 
     Raises ImportanceError when it is not one, is incomplete, or holds values that no calibration gives.
     """
+    from gemma4_quant.calibration.legacy_dat import is_legacy, read_legacy
+
+    if is_legacy(path):
+        return read_legacy(path)
     try:
         model = read_gguf(path)
         kind = model.metadata.get("general.type")
@@ -113,32 +138,48 @@ def _count(model: Model, key: str) -> int:
 
 def _read_entries(model: Model) -> dict[str, Entry]:
     tensors = {tensor.name: tensor for tensor in model.tensors}
-    names = sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in tensors})
+    names = sorted({name.removesuffix(_FULL_SUMS).removesuffix(_SUMS).removesuffix(_COUNTS) for name in tensors})
     incomplete = [name for name in names if name + _SUMS not in tensors or name + _COUNTS not in tensors]
     if incomplete or not names:
         raise ImportanceError(
             f"{model.path} holds no complete statistics for {listed(incomplete) or 'any tensor'}; calibrate again"
         )
-    entries = {name: _read_entry(model, tensors[name + _SUMS], tensors[name + _COUNTS]) for name in names}
-    bad = [name for name, entry in entries.items() if not _is_plausible(entry)]
+    entries = {
+        name: _read_entry(model, tensors[name + _SUMS], tensors[name + _COUNTS], tensors.get(name + _FULL_SUMS))
+        for name in names
+    }
+    bad = [name for name, entry in entries.items() if not is_plausible(entry)]
     if bad:
         raise ImportanceError(f"{model.path}: negative, NaN or infinite statistics of {listed(bad)}; calibrate again")
     return entries
 
 
-def _read_entry(model: Model, sums: Tensor, counts: Tensor) -> Entry:
+def _read_entry(model: Model, sums: Tensor, counts: Tensor, full: Tensor | None) -> Entry:
     if sums.type is not GgmlType.F32 or counts.type is not GgmlType.F32:
         raise ImportanceError(f"{model.path}: {sums.name} and {counts.name} must be F32")
     count = counts.source.read_rows(0, counts.n_rows).view("<f4").reshape(-1)
-    values = sums.source.read_rows(0, sums.n_rows).view("<f4")
+    values: Floats = sums.source.read_rows(0, sums.n_rows).view("<f4")
     if values.size % count.size:
         raise ImportanceError(
             f"{model.path}: {sums.name} has {values.size} sums for {count.size} matrices; calibrate again"
         )
+    if full is not None:
+        values = _read_full(model, full, values)
     return Entry(values.reshape(count.size, -1), count)
 
 
-def _is_plausible(entry: Entry) -> bool:
+def _read_full(model: Model, full: Tensor, rounded: Floats) -> Floats:
+    """Return sums in full; raises ImportanceError unless they are what `rounded` was rounded from."""
+    if full.type is GgmlType.F64 and full.n_weights == rounded.size:
+        values: Floats = full.source.read_rows(0, full.n_rows).view("<f8").reshape(rounded.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.array_equal(values.astype(np.float32), rounded, equal_nan=True):
+                return values
+    raise ImportanceError(f"{model.path}: {full.name} contradicts the sums in float32; calibrate again")
+
+
+def is_plausible(entry: Entry) -> bool:
+    """Tell whether all sums and counts are numbers that a calibration can give."""
     return bool(
         np.isfinite(entry.sums).all()
         and (entry.sums >= 0).all()
@@ -147,40 +188,50 @@ def _is_plausible(entry: Entry) -> bool:
     )
 
 
-def write_importance(path: Path, importance: Importance) -> None:
-    """Write an importance file as llama-imatrix does: tensors in the order of their names.
-
-    The file appears whole or not at all. Raises ImportanceError when a value is not finite or negative, OutputError
-    when the file cannot be written.
-    """
-    bad = [name for name, entry in importance.entries.items() if not _is_plausible(entry)]
+def refuse_implausible(importance: Importance) -> None:
+    """Raise ImportanceError naming weights whose statistics are not finite or negative."""
+    bad = [name for name, entry in importance.entries.items() if not is_plausible(entry)]
     if bad:
         raise ImportanceError(
             f"statistics of {listed(bad)} are NaN, infinite or negative: the model's activations overflow"
         )
+
+
+def write_importance(path: Path, importance: Importance, notes: Metadata | None = None) -> None:
+    """Write an importance file as llama-imatrix does: tensors in the order of their names.
+
+    notes: further metadata. The file appears whole or not at all. Raises ImportanceError when a value is not finite
+    or negative, OutputError when the file cannot be written.
+    """
+    refuse_implausible(importance)
     arrays = dict(_arrays(importance))
     too_long = [name for name in arrays if len(name.encode()) > _MAX_NAME_BYTES]
     if too_long:
         raise ImportanceError(f"names longer than {_MAX_NAME_BYTES} bytes do not fit a GGUF file: {listed(too_long)}")
     infos, offset = [], 0
     for name, array in arrays.items():
-        infos.append(TensorInfo(name, array.shape, GgmlType.F32, offset))
+        kind = GgmlType.F64 if array.dtype == np.float64 else GgmlType.F32
+        infos.append(TensorInfo(name, array.shape, kind, offset))
         offset += align(array.nbytes)
-    parts = [encode_header(_metadata(importance), infos)]
+    parts = [encode_header({**_metadata(importance), **(notes or {})}, infos)]
     for array in arrays.values():
-        data = array.astype("<f4").tobytes()
+        data = array.astype(array.dtype.newbyteorder("<")).tobytes()
         parts += [data, bytes(align(len(data)) - len(data))]
-    _replace_file(path, parts)
+    replace_file(path, parts)
 
 
-def _arrays(importance: Importance) -> list[tuple[str, npt.NDArray[np.float32]]]:
+def _arrays(importance: Importance) -> list[tuple[str, Floats]]:
     """Return tensors in file order; ggml drops outer dimensions of 1, so a single matrix has one dimension."""
-    arrays = []
+    arrays: list[tuple[str, Floats]] = []
     for name in sorted(importance.entries, key=str.encode):
         entry = importance.entries[name]
         n_matrices = len(entry.counts)
-        arrays.append((name + _SUMS, entry.sums if n_matrices > 1 else entry.sums.reshape(-1)))
-        arrays.append((name + _COUNTS, entry.counts.reshape((n_matrices, 1) if n_matrices > 1 else (1,))))
+        full = entry.sums if n_matrices > 1 else entry.sums.reshape(-1)
+        sums = full.astype(np.float32)
+        counts = entry.counts.reshape((n_matrices, 1) if n_matrices > 1 else (1,))
+        arrays += [(name + _SUMS, sums), (name + _COUNTS, counts.astype(np.float32))]
+        if not np.array_equal(sums, full):
+            arrays.append((name + _FULL_SUMS, full.astype(np.float64)))
     return arrays
 
 
@@ -193,7 +244,8 @@ def _metadata(importance: Importance) -> Metadata:
     }
 
 
-def _replace_file(path: Path, parts: Sequence[bytes]) -> None:
+def replace_file(path: Path, parts: Sequence[bytes]) -> None:
+    """Write a file so that it appears whole or not at all; raises OutputError."""
     partial = partial_of(path)
     try:
         with partial.open("wb") as file:
