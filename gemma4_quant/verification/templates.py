@@ -1,15 +1,15 @@
 """The chat template of a file: the checkpoint's own, and one that renders the turns of Gemma 4."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from gemma4_quant.chat.model_template import TEMPLATE, TOKENS, special_texts
 from gemma4_quant.chat.templates import ChatTemplate, Conversation
 from gemma4_quant.errors import ChatTemplateError, GgufError
 from gemma4_quant.metadata import Metadata, ValueType, get_string
 from gemma4_quant.verification.findings import Finding, Part
-from gemma4_quant.verification.vocabulary import TOKENS
 
-PREFIX = "tokenizer.chat_template"
+PREFIX = TEMPLATE
+"""Further templates are kept under names that begin so."""
 
 _QUESTION, _ANSWER, _RULE = "What is the capital of Norway?", "Oslo.", "Answer briefly."
 _USER = {"role": "user", "content": _QUESTION}
@@ -108,7 +108,7 @@ def _rendered_faults(key: str, file: Metadata, *, is_gemma: bool, is_own: bool) 
     is_own: it is the checkpoint's own; then only a failure to render even a question is a fault.
     """
     try:
-        with ChatTemplate(get_string(file, key), **_special_texts(file)) as template:
+        with ChatTemplate(get_string(file, key), **special_texts(file)) as template:
             for number, (name, conversation) in enumerate(CONVERSATIONS.items()):
                 try:
                     text = template.render(conversation)
@@ -120,17 +120,6 @@ def _rendered_faults(key: str, file: Metadata, *, is_gemma: bool, is_own: bool) 
                     yield from _conversation_faults(key, name, text, is_gemma=is_gemma, is_fault=not is_own)
     except ChatTemplateError as error:
         yield Finding(key, str(error))
-
-
-def _special_texts(file: Metadata) -> dict[str, Any]:
-    """Return bos_token and eos_token as the template is given them."""
-    texts = file[TOKENS].decode() if TOKENS in file else []
-    tokens = {}
-    for role in ("bos", "eos"):
-        number = file[key].decode() if (key := f"tokenizer.ggml.{role}_token_id") in file else None
-        if isinstance(number, int) and 0 <= number < len(texts):
-            tokens[f"{role}_token"] = texts[number]
-    return tokens
 
 
 def _conversation_faults(key: str, name: str, text: str, *, is_gemma: bool, is_fault: bool) -> Iterator[Finding]:

@@ -1,0 +1,71 @@
+"""What the tokens of a loaded model spell, and which of them are no words."""
+
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma4_quant.errors import RunError
+from gemma4_quant.runner.llama_library import libraries
+from gemma4_quant.runner.weights import LoadedModel, Tokens
+
+_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL (llama.h)
+_MARKER = re.compile(rb"<\|[^<>|\s]*\|?>|<[^<>|\s]+\|>|<\|\"\|>")
+"""Gemma 4's markers, such as `<|channel>`: llama.cpp wants some of them to be tokens as users define them."""
+
+_MAX_SPELLING_BYTES = 1 << 16
+
+
+class Vocabulary:
+    """The tokens of a model; what is asked is remembered, for a model has few different ones in a text."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        """Look into the vocabulary of a model, which must stay open."""
+        self._llama: Any = libraries().llama
+        self._vocab: Any = self._llama.llama_model_get_vocab(model.handle)
+        self._spellings: dict[int, bytes] = {}
+        self._model = model
+
+    def spelling(self, token: int) -> bytes:
+        """Return what a token spells, special ones by their names; raises RunError when there is no such token."""
+        known = self._spellings.get(token)
+        if known is not None:
+            return known
+        if not 0 <= token < self._model.n_vocab:
+            raise RunError(f"{token} is no token of {self._model.path}, which has {self._model.n_vocab}")
+        size = 64
+        while True:
+            buffer = bytes(size)
+            n_bytes = int(self._llama.llama_token_to_piece(self._vocab, token, buffer, size, 0, True))
+            if n_bytes >= 0:
+                break
+            size = -n_bytes
+            if size > _MAX_SPELLING_BYTES:
+                raise RunError(f"token {token} of {self._model.path} spells {size} bytes; is the vocabulary damaged?")
+        self._spellings[token] = buffer[:n_bytes]
+        return buffer[:n_bytes]
+
+    def text(self, tokens: Tokens) -> str:
+        """Return what tokens spell together; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.spelling, tokens.tolist())).decode(errors="replace")
+
+    def n_bytes(self, tokens: Tokens) -> npt.NDArray[np.int64]:
+        """Return how many bytes each token spells, (n,) int64."""
+        unique, inverse = np.unique(tokens, return_inverse=True)
+        lengths = np.array([len(self.spelling(token)) for token in unique.tolist()], np.int64)
+        return lengths[inverse] if len(unique) else lengths
+
+    def are_markers(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        """Tell of each token whether it marks turns, channels, tools and the like and is no word, (n,) bool."""
+        unique, inverse = np.unique(tokens, return_inverse=True)
+        found = np.array([self._is_marker(token) for token in unique.tolist()], np.bool_)
+        return found[inverse] if len(unique) else found
+
+    def _is_marker(self, token: int) -> bool:
+        attributes = int(self._llama.llama_vocab_get_attr(self._vocab, token))
+        return bool(attributes & _CONTROL) or _MARKER.fullmatch(self.spelling(token)) is not None
+
+    def ends_turn(self, token: int) -> bool:
+        """Tell whether a model that says this token has finished: the end of its turn, or of the text."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
