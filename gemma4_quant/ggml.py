@@ -53,6 +53,12 @@ class GgmlType(IntEnum):
     Q2_0 = 42
 
 
+CACHE_TYPES = tuple(
+    GgmlType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
+)
+"""Types that a KV cache can have (common/arg.cpp, kv_cache_types)."""
+
+
 class FileType(IntEnum):
     """What a whole file is called (`general.file_type`); most tensors have the type of that name."""
 

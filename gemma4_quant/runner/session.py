@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import RunError
-from gemma4_quant.ggml import GgmlType
+from gemma4_quant.ggml import CACHE_TYPES, GgmlType
 from gemma4_quant.runner.interrupts import deferred_interrupt
 from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.observer import Callback, Observer
@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 _MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _HELD_BACK_S = 0.1
-_CACHE_TYPES = frozenset(
-    GgmlType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
-)
 
 BATCH_TOKENS = 2048
 """Tokens of one decode, as in llama.cpp's tools (-b)."""
@@ -71,8 +68,8 @@ class SessionOptions:
         if self.n_sequences > _MAX_SEQUENCES:
             raise RunError(f"n_sequences = {self.n_sequences}: llama.cpp runs at most {_MAX_SEQUENCES}")
         for kind in (self.key_type, self.value_type):
-            if kind not in _CACHE_TYPES:
-                known = ", ".join(sorted(known.name for known in _CACHE_TYPES))
+            if kind not in CACHE_TYPES:
+                known = ", ".join(sorted(known.name for known in CACHE_TYPES))
                 raise RunError(f"{kind.name} is no type of a KV cache; known are {known}")
 
 
@@ -183,11 +180,11 @@ class Session:
         """Evaluate a batch and wait until it is done; raises RunError when llama.cpp fails."""
         self.run_all([batch])
 
-    def run_all(self, batches: Sequence["Batch"]) -> None:
-        """Evaluate batches one after the other, each to its end; raises RunError when llama.cpp fails.
+    def run_all(self, batches: Sequence["Batch"], *, waits: bool = True) -> None:
+        """Evaluate batches one after the other, and wait for the last; raises RunError when llama.cpp fails.
 
-        Holding back interruptions costs as much as a few layers of a small model: it is done for some batches at
-        once, but for no longer than a person notices.
+        waits: end each batch before the next begins, as generation must. Holding back interruptions costs as much as
+        a few layers of a small model: it is done for some batches at once, but for no longer than a person notices.
         """
         forget_errors()
         decode, synchronize, handle = self._llama.llama_decode, self._llama.llama_synchronize, self._handle
@@ -197,10 +194,12 @@ class Session:
                 deadline = time.monotonic() + _HELD_BACK_S
                 while n_done < len(batches) and code == 0:
                     code = decode(handle, batches[n_done].struct)
-                    synchronize(handle)
                     n_done += 1
+                    if waits:
+                        synchronize(handle)
                     if time.monotonic() > deadline:
                         break
+                synchronize(handle)
             if self._callback is not None:
                 self._callback.raise_failure()
         if code != 0:
