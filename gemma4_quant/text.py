@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant.errors import InputError, TextError
-from gemma4_quant.runner.weights import LoadedModel
+from gemma4_quant.runner.weights import LoadedModel, Tokens
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,31 @@ def read_text(path: Path) -> str:
 def chunk_text(
     model: LoadedModel, path: Path, n_ctx: int, n_chunks: int | None = None, *, parse_special: bool = False
 ) -> Chunks:
-    """Tokenise a text and cut it into chunks of `n_ctx` tokens.
+    """Tokenise a text and cut it into chunks of `n_ctx` tokens, as llama.cpp's tools do.
 
     n_chunks: at most so many; None for all. parse_special: see LoadedModel.tokenise. Raises TextError when the
     text has fewer than 2·n_ctx tokens, the least that llama.cpp's tools accept.
+    """
+    tokens = model.tokenise(read_text(path), parse_special=parse_special)
+    return cut_chunks(model, tokens, n_ctx, n_chunks, source=str(path), least=2)
+
+
+def cut_chunks(
+    model: LoadedModel, tokens: Tokens, n_ctx: int, n_chunks: int | None = None, *, source: str, least: int = 1
+) -> Chunks:
+    """Cut tokens into chunks of `n_ctx`; the first of each becomes BOS where the model wants it.
+
+    n_chunks: at most so many; None for all. source: names the text in messages. Raises TextError when there are
+    fewer tokens than `least` chunks take.
     """
     if n_ctx < 2:
         raise InputError(f"a context of {n_ctx} tokens predicts nothing; use at least 2")
     if n_chunks is not None and n_chunks < 1:
         raise InputError(f"{n_chunks} chunks are asked for; use at least 1")
-    tokens = model.tokenise(read_text(path), parse_special=parse_special)
-    if len(tokens) < 2 * n_ctx:
+    if len(tokens) < least * n_ctx:
         raise TextError(
-            f"{path} has {len(tokens)} tokens, but a context of {n_ctx} needs at least {2 * n_ctx}; "
-            f"give a longer text or a shorter context (-c {max(2, len(tokens) // 2)})"
+            f"{source} has {len(tokens)} tokens, but a context of {n_ctx} needs at least {least * n_ctx}; "
+            f"give a longer text or a shorter context (-c {max(2, len(tokens) // least)})"
         )
     found = len(tokens) // n_ctx
     used = found if n_chunks is None else min(n_chunks, found)
