@@ -164,17 +164,41 @@ class Session:
         self._check_piece(tokens, start, n_outputs)
         positions = np.broadcast_to(np.arange(start, start + n_positions, dtype=np.int32), tokens.shape)
         sequences = np.broadcast_to(np.arange(n_sequences, dtype=np.int32)[:, None], tokens.shape)
-        batch = Batch(tokens, positions, sequences, mask)
-        self.run(batch)
-        n_wanted = n_outputs // n_sequences
-        shape = (n_sequences, n_wanted, self.model.n_vocab)
-        if n_outputs == 0:
-            return np.empty(shape, np.float32)
-        # Rows come in the order of the batch: llama_get_logits undoes what splitting into micro-batches moved.
+        self.run(Batch(tokens, positions, sequences, mask))
+        return self._logits(n_outputs).reshape(n_sequences, n_outputs // n_sequences, self.model.n_vocab)
+
+    def decode_tokens(
+        self, tokens: Tokens, positions: Tokens, sequences: Tokens, wanted: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """Evaluate tokens of any sequences, each at its own position, and return logits.
+
+        tokens, positions, sequences: (n,) int32; of each sequence positions that follow those it has. wanted: (n,)
+        bool, which tokens get logits. Returns (n_wanted, n_vocab) float32, a view that is valid until the next
+        decode. Raises RunError as `decode` does.
+        """
+        n_outputs, options = int(wanted.sum()), self.options
+        self._check_tokens(tokens, n_outputs)
+        for name, values, limit in (
+            ("position", positions, options.n_ctx),
+            ("sequence", sequences, options.n_sequences),
+        ):
+            if values.min() < 0 or values.max() >= limit:
+                raise RunError(f"{name} {int(values.max())} does not fit a session with {limit} (from 0)")
+        self.run(Batch(tokens, positions, sequences, wanted.astype(np.int8)))
+        return self._logits(n_outputs)
+
+    def forget(self, sequence: int) -> None:
+        """Forget what was decoded of one sequence."""
+        self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self._handle), sequence, -1, -1)
+
+    def _logits(self, n_rows: int) -> npt.NDArray[np.float32]:
+        """Return the logits of the last batch; rows in its order, for llama.cpp undoes what micro-batches moved."""
+        if n_rows == 0:
+            return np.empty((0, self.model.n_vocab), np.float32)
         pointer = self._llama.llama_get_logits(self._handle)
         if not pointer:
             raise RunError(f"llama.cpp returns no logits for {self.model.path}: {last_errors()}")
-        return np.ctypeslib.as_array(pointer, shape=shape)
+        return np.ctypeslib.as_array(pointer, shape=(n_rows, self.model.n_vocab))
 
     def run(self, batch: "Batch") -> None:
         """Evaluate a batch and wait until it is done; raises RunError when llama.cpp fails."""
@@ -235,6 +259,10 @@ class Session:
                 f"{n_sequences} sequences up to position {start + n_positions} do not fit a session of "
                 f"{options.n_sequences} sequences of {options.n_ctx} positions"
             )
+        self._check_tokens(tokens, n_outputs)
+
+    def _check_tokens(self, tokens: Tokens, n_outputs: int) -> None:
+        options = self.options
         if tokens.size > options.n_batch or n_outputs > options.n_outputs:
             raise RunError(
                 f"a piece of {tokens.size} tokens with {n_outputs} logits does not fit batches of "
