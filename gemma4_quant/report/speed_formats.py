@@ -217,7 +217,7 @@ def _cells(fields: Fields, speed: Speed) -> dict[str, str]:
     size, count = int(fields["model_size"]), int(fields["model_n_params"])
     return {
         **{name: _plain(value) for name, value in fields.items()},
-        "model": str(fields["model_type"]).replace("|", "\\|"),
+        "model": " ".join(str(fields["model_type"]).split()).replace("\\", "\\\\").replace("|", "\\|"),
         "size": f"{size / 2**20:.2f} MiB" if size < 1 << 30 else f"{size / 2**30:.2f} GiB",
         "params": f"{count / 1e6:.2f} M" if count < 10**9 else f"{count / 1e9:.2f} B",
         "backend": str(fields["backends"]),
