@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gemma4_quant.texts.mixing import interleaved
+
 FOLDER = Path(__file__).parent
 
 
@@ -47,12 +49,12 @@ class Prompt:
 
 @cache
 def prompts() -> tuple[Prompt, ...]:
-    """Return all prompts, by file name and line; neighbours are alike, so a caller that wants few should mix them."""
-    return tuple(
-        _prompt(json.loads(line))
-        for path in sorted(FOLDER.glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    )
+    """Return all prompts, their files spread evenly, so that the first few are as varied as all."""
+    return interleaved([_read(path) for path in sorted(FOLDER.glob("*.jsonl"))])
+
+
+def _read(path: Path) -> tuple[Prompt, ...]:
+    return tuple(_prompt(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def _prompt(fields: Mapping[str, Any]) -> Prompt:
