@@ -1,0 +1,66 @@
+"""How numbers are written: as many digits as their uncertainty leaves, and `-` for what is not known."""
+
+from math import floor, isfinite, log10
+
+from gemma4_quant.report.tables import Cell
+
+UNKNOWN = "-"
+_MAX_DIGITS = 4
+_SMALLEST = 10.0**-_MAX_DIGITS
+
+
+def number_cell(value: float | None, error: float | None = None, *, significant: int = 3) -> Cell:
+    """Write a value with its error: to the error's first digit, but to at least so many significant digits.
+
+    An error of 0, as a single position or an exact count has, is not shown.
+    """
+    if value is None or not isfinite(value):
+        return Cell(UNKNOWN)
+    known = error is not None and isfinite(error) and error > 0
+    if 0 < abs(value) < _SMALLEST:
+        return Cell(f"{value:.1e}", f"{error:.0e}" if known else "")
+    digits = _digits(value, significant)
+    if known and error is not None:
+        digits = max(digits, min(_MAX_DIGITS, -floor(log10(error))))
+        return Cell(f"{value:.{digits}f}", f"{error:.{digits}f}")
+    return Cell(f"{value:.{digits}f}")
+
+
+def interval_text(low: float | None, high: float | None, *, significant: int = 3) -> str:
+    """Write both ends of an interval to the same digits, or `-` when there is none."""
+    if low is None or high is None or not (isfinite(low) and isfinite(high)):
+        return UNKNOWN
+    if 0 < max(abs(low), abs(high)) < _SMALLEST:
+        return f"{low:.1e} to {high:.1e}"
+    largest = max(abs(low), abs(high))
+    digits = _digits(largest, significant)
+    if high > low:  # the ends must differ in print when they differ
+        digits = max(digits, min(_MAX_DIGITS, 1 - floor(log10(high - low))))
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def speed_cell(tokens_per_second: float, deviation: float) -> Cell:
+    """Write a speed and its standard deviation with three digits or more."""
+    if not isfinite(tokens_per_second):
+        return Cell(UNKNOWN)
+    digits = 0 if tokens_per_second >= 100 else 1 if tokens_per_second >= 10 else 2
+    return Cell(f"{tokens_per_second:.{digits}f}", f"{deviation:.{digits}f}" if isfinite(deviation) else "")
+
+
+def size_text(n_bytes: int | None) -> str:
+    """Write a size in the binary unit that suits it, such as `4.34 MiB`."""
+    if n_bytes is None:
+        return UNKNOWN
+    size = float(n_bytes)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _digits(value: float, significant: int) -> int:
+    """Return the decimals that show so many significant digits."""
+    if value == 0:
+        return significant - 1
+    return max(0, min(_MAX_DIGITS, significant - 1 - floor(log10(abs(value)))))
