@@ -58,13 +58,15 @@ def _cache_file(kernel: Any) -> Any:
 
 @functools.cache
 def _digest(folder: Path) -> str:
-    """Return a hash of all sources in a folder and of this file.
+    """Return a hash of all sources in a folder, in those around it inside the package, and of this file.
 
     It stands in for the time and size of the kernel's own file, which numba compares by default: a kernel contains
-    those it calls from the files beside it, and tools that copy files preserve times.
+    those it calls from the files beside and above it, and tools that copy files preserve times.
     """
+    package = Path(__file__).parent
+    folders = [folder, *(each for each in folder.parents if package in each.parents)]
     hasher = hashlib.sha256()
-    for source in [Path(__file__), *sorted(folder.glob("*.py"))]:
+    for source in [Path(__file__), *(each for around in folders for each in sorted(around.glob("*.py")))]:
         content = source.read_bytes()
         hasher.update(f"{source.name} {len(content)}\n".encode() + content)
     return hasher.hexdigest()

@@ -16,7 +16,8 @@ from gemma4_quant.compiled import compiled
 from gemma4_quant.ggml import GgmlType
 
 _BLOCK = 32
-_HIGHEST = {GgmlType.Q4_1: 15, GgmlType.Q5_1: 31}
+_FIVE_BIT_BYTES = 24
+HIGHEST = {GgmlType.Q4_1: 15, GgmlType.Q5_1: 31}
 
 _SEARCHES = {
     Effort.FAST: Search(6, -1.5, 1.5, 1, 0),
@@ -30,7 +31,7 @@ def encode(kind: GgmlType, rows: Float32Rows, importance: Float32Row | None, eff
     rows = checked_rows(rows, kind, LARGEST / 2)  # half, since the scale spans from the least to the largest
     out = empty_blocks(rows, kind)
     weights = normalised_importance(importance, rows.shape[1])
-    _encode(rows, weights, np.float32(_HIGHEST[kind]), search_for(_SEARCHES, effort), out)
+    _encode(rows, weights, np.float32(HIGHEST[kind]), search_for(_SEARCHES, effort), out)
     return out
 
 
@@ -55,11 +56,25 @@ def _encode(rows: Array, weights: Array, high: np.float32, search: Search, out: 
             target = out[first_row + lane, block * block_bytes : (block + 1) * block_bytes]
             put_half(half_bits(scale[lane]), target)
             put_half(half_bits(-offset[lane]), target[2:])
-            if high == np.float32(31):
-                pack_bits(codes, 0, 4, target[4:])
-                pack_fours(codes, 0, target[8:])
-            else:
-                pack_fours(codes, 0, target[4:])
+            pack_codes(codes, target)
+
+
+@compiled()
+def pack_codes(codes: Array, block: Array) -> None:
+    """Write the codes of one block; a block of 24 bytes has fifth bits."""
+    n_bytes = block.shape[0]
+    pack_fours(codes, 0, block[n_bytes - 16 :])
+    if n_bytes == _FIVE_BIT_BYTES:
+        pack_bits(codes, 0, 4, block[4:])
+
+
+@compiled()
+def unpack_codes(block: Array, codes: Array) -> None:
+    """Read what pack_codes wrote."""
+    n_bytes = block.shape[0]
+    unpack_fours(block[n_bytes - 16 :], 0, codes)
+    if n_bytes == _FIVE_BIT_BYTES:
+        add_bits(block[4:], 4, codes)
 
 
 @compiled(finite=True)
@@ -95,27 +110,25 @@ def _round_pairs(
             offset[lane] = moved[lane] if better else offset[lane]
 
 
-def decode(kind: GgmlType, data: ByteRows, n_columns: int) -> Float32Rows:
+def decode(data: ByteRows, n_columns: int) -> Float32Rows:
     """Decode rows; see Codec."""
     out = np.empty((len(data), n_columns), np.float32)
-    _decode(data, kind is GgmlType.Q5_1, out)
+    _decode(data, out)
     return out
 
 
 @compiled()
-def _decode(data: Array, has_fifth: bool, out: Array) -> None:
+def _decode(data: Array, out: Array) -> None:
     n_rows, n_columns = out.shape
-    block_bytes = 24 if has_fifth else 20
+    block_bytes = data.shape[1] // (n_columns // _BLOCK)
     codes = np.empty(_BLOCK, np.int8)
     for row in range(n_rows):
         for block in range(n_columns // _BLOCK):
             source = data[row, block * block_bytes : (block + 1) * block_bytes]
             d, m = get_half(source), get_half(source[2:])
-            unpack_fours(source[block_bytes - 16 :], 0, codes)
-            if has_fifth:
-                add_bits(source[4:], 4, codes)
+            unpack_codes(source, codes)
             for i in range(_BLOCK):
                 out[row, block * _BLOCK + i] = np.float32(d * np.float32(codes[i])) + m
 
 
-CODECS = {kind: Codec(kind, partial(encode, kind), partial(decode, kind)) for kind in _HIGHEST}
+CODECS = {kind: Codec(kind, partial(encode, kind), decode) for kind in HIGHEST}
