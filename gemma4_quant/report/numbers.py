@@ -1,5 +1,7 @@
 """How numbers are written: as many digits as their uncertainty leaves, and `-` for what is not known."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import floor, isfinite, log10
 
 from gemma4_quant.report.tables import Cell
@@ -47,16 +49,31 @@ def speed_cell(tokens_per_second: float, deviation: float) -> Cell:
     return Cell(f"{tokens_per_second:.{digits}f}", f"{deviation:.{digits}f}" if isfinite(deviation) else "")
 
 
-def size_text(n_bytes: int | None) -> str:
+@dataclass(frozen=True)
+class SizeUnit:
+    """A binary unit of so many bytes."""
+
+    n_bytes: int
+    name: str
+
+    def cell(self, n_bytes: int | None) -> Cell:
+        """Write a size in this unit, without its name."""
+        return Cell(UNKNOWN if n_bytes is None else f"{n_bytes / self.n_bytes:,.2f}")
+
+
+_UNITS = (SizeUnit(1 << 30, "GiB"), SizeUnit(1 << 20, "MiB"), SizeUnit(1 << 10, "KiB"))
+
+
+def size_unit(sizes: Iterable[int | None]) -> SizeUnit:
+    """Return the unit that suits the largest of some sizes."""
+    largest = max((size for size in sizes if size is not None), default=0)
+    return next(unit for unit in _UNITS if largest >= unit.n_bytes or unit is _UNITS[-1])
+
+
+def size_text(n_bytes: int) -> str:
     """Write a size in the binary unit that suits it, such as `4.34 MiB`."""
-    if n_bytes is None:
-        return UNKNOWN
-    size = float(n_bytes)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
+    unit = size_unit([n_bytes])
+    return f"{unit.cell(n_bytes)} {unit.name}"
 
 
 def _digits(value: float, significant: int) -> int:

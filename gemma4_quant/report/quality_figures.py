@@ -7,14 +7,14 @@ from gemma4_quant.measuring.results import BenchResult, PositionBin, TokenPair
 from gemma4_quant.report.figures import Figure, count_text, figure
 from gemma4_quant.report.intervals import interval_of
 from gemma4_quant.report.measures import KL_MEAN, PERPLEXITY
-from gemma4_quant.report.numbers import number_cell
+from gemma4_quant.report.numbers import number_cell, size_unit
 from gemma4_quant.report.plots.cloud_plot import draw_clouds
 from gemma4_quant.report.plots.data import Cloud, Group, LinePoint, Series, SizePoint
 from gemma4_quant.report.plots.interval_plot import draw_intervals
 from gemma4_quant.report.plots.line_plot import LineStyle, draw_lines
 from gemma4_quant.report.plots.marks import N_SERIES
 from gemma4_quant.report.plots.size_plot import draw_sizes
-from gemma4_quant.report.sections import Named, clean, domain_score, domain_table, mib_cell
+from gemma4_quant.report.sections import Named, clean, domain_score, domain_table
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 
 MAX_PAIRS = 400
@@ -68,11 +68,12 @@ def size_figure(models: Sequence[Named], confidence: float) -> Figure | None:
 
 
 def _size_table(models: Sequence[Named]) -> Table:
+    unit = size_unit(model.model.file.n_bytes for model in models)
     rows = tuple(
         Row(
             (
                 Cell(model.name),
-                mib_cell(model.model.file.n_bytes),
+                unit.cell(model.model.file.n_bytes),
                 Cell(f"{model.model.file.bits_per_weight:.2f}"),
                 KL_MEAN.cell(model.overall),
                 KL_MEAN.interval(model.overall),
@@ -84,7 +85,7 @@ def _size_table(models: Sequence[Named]) -> Table:
     )
     columns = (
         Column("model"),
-        Column("size", "MiB"),
+        Column("size", unit.name),
         Column("bits per", "weight"),
         KL_MEAN.column,
         Column("interval", KL_MEAN.unit),

@@ -20,7 +20,7 @@ from gemma4_quant.report.measures import (
     Measure,
 )
 from gemma4_quant.report.names import cut, file_names
-from gemma4_quant.report.numbers import UNKNOWN
+from gemma4_quant.report.numbers import size_unit
 from gemma4_quant.report.plots.front import pareto_front
 from gemma4_quant.report.printable import printable
 from gemma4_quant.report.speeds import all_speeds, drift_notes, main_tests, settings_texts, speed_named, written_speed
@@ -75,23 +75,37 @@ def measure_cell(model: Named, measure: Measure) -> Cell:
 
 def overview(result: BenchResult, models: Sequence[Named]) -> Table:
     """Return the table of what people look for first; columns of what was not measured are left out."""
-    tests = main_tests(result)
-    scored = any(model.overall is not None for model in models)
-    compared = any(model.divergence is not None for model in models)
-    columns = [_MODEL, Column("size", "MiB"), Column("bits per", "weight")]
-    columns += [PERPLEXITY.column] if scored else []
-    columns += [measure.column for measure in (KL_MEAN, SAME_TOP, DELTA_P_RMS)] if compared else []
-    columns += [Column(test, "tokens/s") for test in tests.names]
-    with_memory = any(model.model.peak_bytes is not None for model in models)
-    columns += [Column("peak memory", "MiB")] if with_memory else []
+    return _measured(result, models, (KL_MEAN, SAME_TOP, DELTA_P_RMS), ())
+
+
+def full_table(result: BenchResult, models: Sequence[Named]) -> Table:
+    """Return one table of all that was measured; columns of what was not measured are left out."""
+    return _measured(result, models, (KL_MEAN, SAME_TOP, DELTA_P_RMS), (KL_MEDIAN, KL_99, KL_99_9, KL_MAX))
+
+
+def _measured(
+    result: BenchResult, models: Sequence[Named], first: tuple[Measure, ...], more: tuple[Measure, ...]
+) -> Table:
+    tests = main_tests(result).names
+    scored = (PERPLEXITY,) if any(model.overall is not None for model in models) else ()
+    compared = (*first, *more) if any(model.divergence is not None for model in models) else ()
+    size = size_unit(model.model.file.n_bytes for model in models)
+    peaks = [model.model.peak_bytes for model in models]
+    memory = size_unit(peaks) if any(peak is not None for peak in peaks) else None
+    columns = [_MODEL, Column("size", size.name), Column("bits per", "weight")]
+    columns += [measure.column for measure in (*scored, *compared)]
+    columns += [Column(test, "tokens/s") for test in tests]
+    columns += [Column("peak memory", memory.name)] if memory is not None else []
     rows = []
     for model in models:
-        file = model.model.file
-        cells = [Cell(model.name), mib_cell(file.n_bytes), Cell(f"{file.bits_per_weight:.2f}")]
-        cells += [measure_cell(model, PERPLEXITY)] if scored else []
-        cells += [measure_cell(model, measure) for measure in (KL_MEAN, SAME_TOP, DELTA_P_RMS)] if compared else []
-        cells += [written_speed(speed_named(model.model, test)) for test in tests.names]
-        cells += [mib_cell(model.model.peak_bytes)] if with_memory else []
+        cells = [
+            Cell(model.name),
+            size.cell(model.model.file.n_bytes),
+            Cell(f"{model.model.file.bits_per_weight:.2f}"),
+        ]
+        cells += [measure_cell(model, measure) for measure in (*scored, *compared)]
+        cells += [written_speed(speed_named(model.model, test)) for test in tests]
+        cells += [memory.cell(model.model.peak_bytes)] if memory is not None else []
         rows.append(Row(tuple(cells), model.on_front))
     return Table("All models", tuple(columns), tuple(rows))
 
@@ -101,7 +115,7 @@ def divergence_details(models: Sequence[Named]) -> Table | None:
     if not any(model.divergence is not None for model in models):
         return None
     shown = (KL_MEDIAN, KL_95, KL_99, KL_99_9, KL_MAX, LOG_RATIO)
-    columns = (_MODEL, Column("KL mean", "interval"), *(measure.column for measure in shown))
+    columns = (_MODEL, Column("interval of", KL_MEAN.title), *(measure.column for measure in shown))
     rows = tuple(
         Row(
             (Cell(model.name), KL_MEAN.interval(model.overall), *(measure_cell(model, each) for each in shown)),
@@ -117,7 +131,7 @@ def domain_table(result: BenchResult, models: Sequence[Named]) -> Table:
     """Return a row for each domain and model."""
     compared = any(model.divergence is not None for model in models)
     shown = (PERPLEXITY, KL_MEAN, SAME_TOP) if compared else (PERPLEXITY,)
-    interval = (Column("KL mean", "interval"),) if compared else (Column("perplexity", "interval"),)
+    interval = (Column("interval of", KL_MEAN.title),) if compared else (Column("interval of", PERPLEXITY.title),)
     of_interval = KL_MEAN if compared else PERPLEXITY
     rows = []
     for text in result.texts:
@@ -150,17 +164,18 @@ def cache_tables(models: Sequence[Named]) -> list[Table]:
 
 def _cache_table(name: str, matrix: CacheMatrix) -> Table:
     shown = (PERPLEXITY, KL_MEAN, KL_99, SAME_TOP)
+    unit = size_unit(cell.cache_bytes for cell in matrix.cells)
     rows = tuple(
         Row(
             (
                 Cell(f"{clean(cell.key_type)} / {clean(cell.value_type)}"),
-                mib_cell(cell.cache_bytes),
+                unit.cell(cell.cache_bytes),
                 *(Cell(REFERENCE) if i == 0 and each in DIVERGENCES else each.cell(cell.score) for each in shown),
             )
         )
         for i, cell in enumerate(matrix.cells)
     )
-    columns = (Column("K / V cache", is_text=True), Column("cache", "MiB"), *(each.column for each in shown))
+    columns = (Column("K / V cache", is_text=True), Column("cache", unit.name), *(each.column for each in shown))
     note = f"{matrix.n_chunks} chunks of {matrix.n_ctx:,} tokens; divergence is that from the first row."
     return Table(f"KV cache of {name}", columns, rows, (note,))
 
@@ -172,6 +187,7 @@ def speed_table(result: BenchResult, models: Sequence[Named]) -> Table | None:
         return None
     settings = settings_texts(speeds)
     with_settings = any(settings.values())
+    unit = size_unit(speed.peak_bytes for speed in speeds)
     rows = []
     for model in models:
         for speed in all_speeds([model.model]):
@@ -181,7 +197,7 @@ def speed_table(result: BenchResult, models: Sequence[Named]) -> Table | None:
                 written_speed(speed),
                 Cell(str(len(speed.samples))),
                 Cell(f"{100 * speed.drift:.1f}"),
-                mib_cell(speed.peak_bytes),
+                unit.cell(speed.peak_bytes),
             ]
             rows.append(Row(tuple(cells), model.on_front))
     columns = (
@@ -191,14 +207,9 @@ def speed_table(result: BenchResult, models: Sequence[Named]) -> Table | None:
         Column("speed", "tokens/s"),
         Column("runs"),
         Column("drift", "%"),
-        Column("memory", "MiB"),
+        Column("memory", unit.name),
     )
     return Table("Speed tests", columns, tuple(rows), drift_notes(result))
-
-
-def mib_cell(n_bytes: int | None) -> Cell:
-    """Write a size in MiB."""
-    return Cell(UNKNOWN if n_bytes is None else f"{n_bytes / (1 << 20):,.2f}")
 
 
 def clean(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from xml.etree.ElementTree import Element
 
+from gemma4_quant.report.numbers import size_text, size_unit
 from gemma4_quant.report.plots.data import SizePoint
 from gemma4_quant.report.plots.frame import Canvas, canvas, x_axis, y_axis
 from gemma4_quant.report.plots.front import pareto_front
@@ -17,12 +18,14 @@ _ON_FRONT, _OFF_FRONT = 0, 1  # series: the front is told apart by colour and by
 def draw_sizes(points: Sequence[SizePoint], width: float) -> Picture:
     """Draw files as points; the divergence's axis is logarithmic, for it spans decades."""
     on = canvas(width, 440 if width > NARROW else 400)
-    unit, title = size_unit([point.n_bytes for point in points])
-    x = linear_scale([point.n_bytes / unit for point in points], on.across, n_ticks=7 if width > NARROW else 4)
+    unit = size_unit([point.n_bytes for point in points])
+    x = linear_scale(
+        [point.n_bytes / unit.n_bytes for point in points], on.across, n_ticks=7 if width > NARROW else 4
+    )
     y = log_scale([value for point in points for value in point.divergence], on.upward)
     front = pareto_front([point.n_bytes for point in points], [point.divergence.value for point in points])
-    places = [Point(x(point.n_bytes / unit), y(point.divergence.value)) for point in points]
-    drawn = [*x_axis(on, x, f"size, {title}"), *y_axis(on, y, "KL divergence, nat (lower is better)")]
+    places = [Point(x(point.n_bytes / unit.n_bytes), y(point.divergence.value)) for point in points]
+    drawn = [*x_axis(on, x, f"size, {unit.name}"), *y_axis(on, y, "KL divergence, nat (lower is better)")]
     corners = _stairs([places[i] for i in front], on)
     if corners:
         drawn.append(path(corners, "front"))
@@ -34,15 +37,8 @@ def draw_sizes(points: Sequence[SizePoint], width: float) -> Picture:
     return Picture(on.width, on.height, [*drawn, *_names(points, places, front, corners, on, y)])
 
 
-def size_unit(sizes: Sequence[int]) -> tuple[int, str]:
-    """Return the binary unit that suits the largest size: its bytes and its name."""
-    largest = max(sizes, default=0)
-    return (1 << 30, "GiB") if largest >= 1 << 30 else (1 << 20, "MiB") if largest >= 1 << 20 else (1 << 10, "KiB")
-
-
 def _mark(point: SizePoint, at: Point, *, on_front: bool) -> Element:
-    unit, title = size_unit([point.n_bytes])
-    tip = f"{point.name}: {point.n_bytes / unit:.2f} {title}, {point.divergence.value:.3g} nat"
+    tip = f"{point.name}: {size_text(point.n_bytes)}, {point.divergence.value:.3g} nat"
     return marker(at, _ON_FRONT if on_front else _OFF_FRONT, radius=5 if on_front else 4, tip=tip)
 
 
