@@ -69,3 +69,7 @@ class Vocabulary:
     def ends_turn(self, token: int) -> bool:
         """Tell whether a model that says this token has finished: the end of its turn, or of the text."""
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def ends_text(self, token: int) -> bool:
+        """Tell whether a token ends the whole text (`<eos>`), or begins another one (`<bos>`)."""
+        return token in (int(self._llama.llama_vocab_eos(self._vocab)), self._model.bos)
