@@ -46,8 +46,8 @@ def reference_text(result: BenchResult) -> str | None:
         text += f", stored predictions ({reference.kind.value}"
         text += f", {size_text(reference.stored_bytes)}" if reference.stored_bytes is not None else ""
         text += ")"
-        if reference.error_bound is not None:
-            text += f", which change the mean divergence by {reference.error_bound:.2g} nat at most"
+        if reference.storage_error is not None:
+            text += f", which adds a standard error of {reference.storage_error:.2g} nat to the mean divergence"
     return text
 
 

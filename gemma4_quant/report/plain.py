@@ -52,9 +52,9 @@ def _parts(table: Table, width: int) -> list[tuple[int, ...]]:
 
 def _block(table: Table) -> str:
     widths = _widths(table)
-    lines = [[column.title for column in table.columns]]
-    if any(column.unit for column in table.columns):
-        lines.append([column.unit for column in table.columns])
+    heads = [_heading(column) for column in table.columns]
+    lines = [[first for first, _ in heads], [second for _, second in heads]]
+    lines = [line for line in lines if any(line)]
     lines.append(["-" * width for width in widths])
     lines += [[str(cell) for cell in row.cells] for row in table.rows]
     return "\n".join(_line(line, table.columns, widths) for line in lines)
@@ -62,7 +62,7 @@ def _block(table: Table) -> str:
 
 def _widths(table: Table) -> list[int]:
     return [
-        max(1, *map(_columns_of, (column.title, column.unit, *(str(row.cells[i]) for row in table.rows))))
+        max(1, *map(_columns_of, (*_heading(column), *(str(row.cells[i]) for row in table.rows))))
         for i, column in enumerate(table.columns)
     ]
 
@@ -73,6 +73,14 @@ def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]
         for i, (cell, column, width) in enumerate(zip(cells, columns, widths, strict=True))
     ]
     return _GAP.join(padded).rstrip()
+
+
+def _heading(column: Column) -> tuple[str, str]:
+    """Return the two lines of a heading: title and unit, or a long title without a unit in two parts."""
+    if column.unit or len(column.title) < 12:
+        return column.title, column.unit
+    first, _, second = column.title.rpartition(" ")
+    return (first, second) if first else (second, "")
 
 
 def _padded(cell: str, width: int, *, at_right: bool) -> str:

@@ -86,7 +86,7 @@ def _size_table(models: Sequence[Named]) -> Table:
     columns = (
         Column("model"),
         Column("size", unit.name),
-        Column("bits per", "weight"),
+        Column("bits per weight"),
         KL_MEAN.column,
         Column("interval", KL_MEAN.unit),
         Column("on the front"),

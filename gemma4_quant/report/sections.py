@@ -92,7 +92,7 @@ def _measured(
     size = size_unit(model.model.file.n_bytes for model in models)
     peaks = [model.model.peak_bytes for model in models]
     memory = size_unit(peaks) if any(peak is not None for peak in peaks) else None
-    columns = [_MODEL, Column("size", size.name), Column("bits per", "weight")]
+    columns = [_MODEL, Column("size", size.name), Column("bits per weight")]
     columns += [measure.column for measure in (*scored, *compared)]
     columns += [Column(test, "tokens/s") for test in tests]
     columns += [Column("peak memory", memory.name)] if memory is not None else []
@@ -115,7 +115,7 @@ def divergence_details(models: Sequence[Named]) -> Table | None:
     if not any(model.divergence is not None for model in models):
         return None
     shown = (KL_MEDIAN, KL_95, KL_99, KL_99_9, KL_MAX, LOG_RATIO)
-    columns = (_MODEL, Column("interval of", KL_MEAN.title), *(measure.column for measure in shown))
+    columns = (_MODEL, Column(f"{KL_MEAN.title} interval", KL_MEAN.unit), *(measure.column for measure in shown))
     rows = tuple(
         Row(
             (Cell(model.name), KL_MEAN.interval(model.overall), *(measure_cell(model, each) for each in shown)),
@@ -131,7 +131,11 @@ def domain_table(result: BenchResult, models: Sequence[Named]) -> Table:
     """Return a row for each domain and model."""
     compared = any(model.divergence is not None for model in models)
     shown = (PERPLEXITY, KL_MEAN, SAME_TOP) if compared else (PERPLEXITY,)
-    interval = (Column("interval of", KL_MEAN.title),) if compared else (Column("interval of", PERPLEXITY.title),)
+    interval = (
+        (Column(f"{KL_MEAN.title} interval", KL_MEAN.unit),)
+        if compared
+        else (Column(f"{PERPLEXITY.title} interval"),)
+    )
     of_interval = KL_MEAN if compared else PERPLEXITY
     rows = []
     for text in result.texts:

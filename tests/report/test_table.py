@@ -25,8 +25,8 @@ def test_every_measure_has_its_column_and_every_model_its_row():
     result = report_results.bench_result(4)
     text = bench_table(result)
     for title in (
-        "size", "bits per", "perplexity", "KL mean", "KL median", "KL 99 %", "KL 99.9 %", "KL max", "same top",
-        "Δp RMS", "pp512", "tg128", "peak memory",
+        "size", "bits per", "weight", "perplexity", "KL mean", "KL median", "KL 99 %", "KL 99.9 %", "KL max",
+        "same top", "Δp RMS", "pp512", "tg128", "peak memory",
     ):  # fmt: skip
         assert re.search(rf"  {re.escape(title)}(  |\n|$)", text), title
     for model in result.models:
