@@ -27,8 +27,8 @@ def facts(result: BenchResult) -> tuple[tuple[str, str], ...]:
         ("context", f"{conditions.n_ctx:,} tokens" + _stride_text(conditions) if conditions.framing else None),
         ("intervals", _interval_text(conditions) if conditions.framing else None),
         ("KV cache", f"{conditions.key_type} keys, {conditions.value_type} values"),
-        ("flash attention", {None: "llama.cpp's choice", True: "on", False: "off"}[conditions.flash_attention]),
-        ("device", _device_text(conditions)),
+        ("flash attention", flash_text(conditions.flash_attention)),
+        ("device", device_text(conditions)),
         ("threads", str(conditions.n_threads)),
         *conditions.versions.items(),
         ("measured", f"{conditions.started}, in {conditions.elapsed_s:,.0f} s"),
@@ -131,7 +131,13 @@ def _interval_text(conditions: Conditions) -> str:
     )
 
 
-def _device_text(conditions: Conditions) -> str:
+def flash_text(flash_attention: bool | None) -> str:
+    """Say whether flash attention was used."""
+    return {None: "llama.cpp's choice", True: "on", False: "off"}[flash_attention]
+
+
+def device_text(conditions: Conditions) -> str:
+    """Say what ran the models, and how many layers were offloaded."""
     layers = conditions.n_gpu_layers
     return conditions.device + (
         "" if not layers else f", {layers} layers offloaded" if layers > 0 else ", all layers offloaded"

@@ -5,8 +5,11 @@ import io
 import json
 from collections.abc import Iterator
 
+from gemma4_quant.errors import InputError
 from gemma4_quant.measuring.result_files import to_json
 from gemma4_quant.measuring.results import BenchResult
+from gemma4_quant.report.comparison import RunComparison
+from gemma4_quant.report.comparison_text import comparison_markdown
 from gemma4_quant.report.conditions import facts, warnings
 from gemma4_quant.report.plain import escaped_markdown, markdown_table
 from gemma4_quant.report.printable import printable
@@ -22,16 +25,21 @@ _SQL_TYPES = {str: "TEXT", int: "INTEGER", float: "REAL"}
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def formatted(result: BenchResult, output_format: SpeedFormat) -> str:
+def formatted(result: BenchResult, output_format: SpeedFormat, comparison: RunComparison | None = None) -> str:
     """Write results in a format, without a line break at the end.
 
     When no text was scored, what is written is llama-bench's: its columns, its fields. Otherwise JSON is the whole
     result, which `--compare` reads; CSV, JSON lines and SQL have a row for each model and domain (quality_rows.py);
     Markdown and SQL have llama-bench's rows too, in a table of their own.
+
+    comparison: with an earlier run, which Markdown begins with. Raises InputError for it in any other format.
     """
+    if comparison is not None and output_format is not SpeedFormat.MD:
+        raise InputError(f"a comparison of runs cannot be written as {output_format}; use md, or the report")
+    compared = [] if comparison is None else [comparison_markdown(comparison)]
     speeds = [model.speeds for model in result.models if model.speeds is not None]
     if not any(model.score is not None for model in result.models) and speeds:
-        return speed_text(speeds, output_format)
+        return "\n\n".join([*compared, speed_text(speeds, output_format)])
     writers = {
         SpeedFormat.JSON: to_json,
         SpeedFormat.JSONL: _json_lines,
@@ -39,10 +47,9 @@ def formatted(result: BenchResult, output_format: SpeedFormat) -> str:
         SpeedFormat.SQL: _sql,
         SpeedFormat.MD: _markdown,
     }
-    text = writers[output_format](result)
-    if output_format in (SpeedFormat.MD, SpeedFormat.SQL) and speeds:
-        text += "\n\n" + speed_text(speeds, output_format)
-    return text
+    with_speeds = output_format in (SpeedFormat.MD, SpeedFormat.SQL) and speeds
+    parts = [*compared, writers[output_format](result)]
+    return "\n\n".join([*parts, speed_text(speeds, output_format)] if with_speeds else parts)
 
 
 def _json_lines(result: BenchResult) -> str:

@@ -8,10 +8,12 @@ hash, and nothing else: no script, no request.
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from gemma4_quant.measuring.results import BenchResult
+from gemma4_quant.report.comparison import RunComparison
+from gemma4_quant.report.comparison_text import MAX_ROWS, change_table, condition_lines
 from gemma4_quant.report.conditions import command_line, facts, files_table, reference_text, texts_table, warnings
 from gemma4_quant.report.figures import Figure, count_text
 from gemma4_quant.report.plots.marks import N_SERIES
@@ -53,14 +55,18 @@ class Page:
     warnings: tuple[str, ...]
     summary: tuple[str, ...]
     overview: Table
+    comparison: Section | None
+    differences: tuple[str, ...]
     sections: tuple[Section, ...]
     command: str
     facts: tuple[tuple[str, str], ...]
     provenance: tuple[Table, ...]
 
 
-def html_report(result: BenchResult) -> str:
+def html_report(result: BenchResult, comparison: RunComparison | None = None) -> str:
     """Return the report as a self-contained HTML document of less than MAX_BYTES.
+
+    comparison: with an earlier run; shown first, what differs in the conditions before everything else.
 
     Where there are too many models for that, the first ones are shown, and the page says how many are not.
     """
@@ -82,7 +88,9 @@ def html_report(result: BenchResult) -> str:
     text = ""
     for n_shown in _MAX_MODELS:
         # The style sheet is our own file: the one string besides the figures that is not escaped.
-        text = template.render(page=_page(result, models, n_shown), style=Markup(style), style_hash=digest)
+        text = template.render(
+            page=_page(result, models, n_shown, comparison), style=Markup(style), style_hash=digest
+        )
         if len(text.encode()) < MAX_BYTES:
             break
     return text
@@ -98,7 +106,7 @@ def _style() -> str:
     return text.replace("SERIES", series + "\nsvg .mark { stroke: var(--paper); }\nsvg .band { stroke: none; }")
 
 
-def _page(result: BenchResult, models: tuple[Named, ...], n_shown: int) -> Page:
+def _page(result: BenchResult, models: tuple[Named, ...], n_shown: int, comparison: RunComparison | None) -> Page:
     shown = models[:n_shown]
     all_shown = () if len(shown) == len(models) else (f"{len(models) - len(shown)} more models are not shown here.",)
     texts = texts_table(result)
@@ -109,6 +117,8 @@ def _page(result: BenchResult, models: tuple[Named, ...], n_shown: int) -> Page:
         warnings=(*warnings(result), *all_shown),
         summary=_summary(models),
         overview=overview(result, shown),
+        comparison=None if comparison is None else _changes(comparison),
+        differences=() if comparison is None else condition_lines(comparison),
         sections=_sections(result, shown),
         command=command_line(result),
         facts=facts(result),
@@ -127,6 +137,12 @@ def _sections(result: BenchResult, models: tuple[Named, ...]) -> tuple[Section, 
         _section("Speed", [*speed_figures(chosen(models)), speed_table(result, models)]),
     ]
     return tuple(section for section in found if section.figures or section.tables)
+
+
+def _changes(comparison: RunComparison) -> Section:
+    everything, told = change_table(comparison), change_table(comparison, only_told=True)
+    tables = (everything,) if len(everything.rows) <= MAX_ROWS else (told, replace(everything, title="All numbers"))
+    return Section(f"Compared with the run of {clean(comparison.earlier_started)}", (), tables)
 
 
 def _section(title: str, parts: Iterable[Figure | Table | None]) -> Section:
