@@ -13,6 +13,12 @@ import numba
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FINITE = ("nnan", "ninf", "nsz", "contract")
+"""What LLVM may assume where all floats are finite, and that it may fuse a product with a sum.
+
+Not `arcp`: LLVM then takes a processor's own estimate of a reciprocal for a division, in which processors differ.
+"""
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,14 +27,14 @@ def compiled(*, reorder_sums: bool = False, finite: bool = False) -> Callable[[C
 
     reorder_sums: let LLVM add floats in lanes, in another order than written. Functions compiled for the first time
     on behalf of such a function inherit the permission.
-    finite: all floats are known to be finite, so that minima become single instructions and divisions by the same
-    number one reciprocal; sums keep their order, hence results do not depend on where in a tile a row stands.
+    finite: all floats are known to be finite, so that minima become single instructions; sums keep their order,
+    hence results do not depend on where in a tile a row stands.
     """
     flags: set[str] = set()
     if reorder_sums:
         flags |= {"reassoc", "contract"}
     if finite:
-        flags |= {"nnan", "ninf", "nsz", "contract", "arcp"}
+        flags |= set(FINITE)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         options: dict[str, Any] = {"nogil": True, "fastmath": flags or False}

@@ -29,7 +29,7 @@ _KERNELS: dict[GgmlType, tuple[Callable[..., None], Grid | None]] = {
     **dict.fromkeys(k_minimum.CODECS, (k_minimum._encode, None)),
 }
 
-ENCODERS_REVISION = 2
+ENCODERS_REVISION = 3
 """To be raised with every change of an encoder's bytes, so that no interrupted file is finished by another one."""
 
 _ready: set[GgmlType] = set()

@@ -7,6 +7,7 @@ around those; s and m by exact error; d and dmin fitted again, together, to the 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +17,21 @@ from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_im
 from gemma4_quant.codecs.half import LARGEST, half_bits, rounded_to_half, usable_half
 from gemma4_quant.codecs.k_blocks import pack_minimum, super_scales_at, unpack_minimum
 from gemma4_quant.codecs.lanes import HUGE, LANES, TINY, Array, invert, load_tile, n_tiles, tile_at
-from gemma4_quant.codecs.offsets import offset_error, offset_sums, round_above, scan_offsets
+from gemma4_quant.codecs.offsets import offset_sums, round_above, scan_offsets, vector_error, vector_inverse
 from gemma4_quant.codecs.packing import get_half, put_half
 from gemma4_quant.codecs.search import Search, Searches, search_for
+from gemma4_quant.codecs.vectors import (
+    WIDTH,
+    Vector,
+    larger,
+    less,
+    load,
+    nearest_whole,
+    smaller,
+    spread,
+    store,
+    where,
+)
 from gemma4_quant.compiled import compiled
 from gemma4_quant.ggml import GgmlType
 
@@ -135,39 +148,49 @@ def _encode(
 @compiled(finite=True)
 def _choose_supers(fits: Array, sum_w: Array, top: np.float32, n_supers: int, supers: Array) -> None:
     """Choose d and dmin: largest scale (offset) at top + 1, top + ½, top …, by the quadratic model of the error."""
-    n_sub = fits.shape[1]
     tried = np.empty((2, n_supers, LANES), np.float32)
     for part in range(2):
         _super_candidates(fits[part], top, tried[part])
-    off_a = np.empty((n_sub, LANES), np.float32)
-    wanted = np.empty((n_sub, LANES), np.float32)
-    cost = np.empty(LANES, np.float32)
-    inverse = np.empty(LANES, np.float32)
-    least = np.full(LANES, HUGE, np.float32)
-    for kd in range(n_supers):
-        d = tried[0, kd]
-        invert(d, inverse)
-        for j in range(n_sub):
-            for lane in range(LANES):
-                s = min(np.rint(fits[0, j, lane] * inverse[lane]), top)
-                off_a[j, lane] = d[lane] * s - fits[0, j, lane]
-                wanted[j, lane] = fits[1, j, lane] + off_a[j, lane] * fits[3, j, lane] / sum_w[j]
-        for km in range(n_supers):
-            m = tried[1, km]
-            invert(m, inverse)
-            for lane in range(LANES):
-                cost[lane] = np.float32(0)
-            for j in range(n_sub):
-                for lane in range(LANES):
-                    q = min(max(np.rint(wanted[j, lane] * inverse[lane]), np.float32(0)), top)
-                    off_m = m[lane] * q - fits[1, j, lane]
-                    cost[lane] += off_a[j, lane] * off_a[j, lane] * fits[2, j, lane] + off_m * off_m * sum_w[j]
-                    cost[lane] -= np.float32(2) * off_a[j, lane] * off_m * fits[3, j, lane]
-            for lane in range(LANES):
-                better = cost[lane] < least[lane]
-                least[lane] = cost[lane] if better else least[lane]
-                supers[0, lane] = d[lane] if better else supers[0, lane]
-                supers[1, lane] = m[lane] if better else supers[1, lane]
+    work = np.empty((2, fits.shape[1], WIDTH), np.float32)
+    for first in range(0, LANES, WIDTH):
+        least = spread(HUGE)
+        best_d, best_m = load(tried[0, 0], first), load(tried[1, 0], first)
+        for kd in range(n_supers):
+            d = load(tried[0, kd], first)
+            _suiting_offsets(fits, sum_w, top, first, d, work)
+            for km in range(n_supers):
+                m = load(tried[1, km], first)
+                cost = _model_error(fits, sum_w, top, first, m, work)
+                better = less(cost, least)
+                least = where(better, cost, least)
+                best_d, best_m = where(better, d, best_d), where(better, m, best_m)
+        store(supers[0], first, best_d)
+        store(supers[1], first, best_m)
+
+
+@compiled(finite=True)
+def _suiting_offsets(fits: Array, sum_w: Array, top: np.float32, first: int, d: Vector, work: Array) -> None:
+    """Write by how much d times the nearest s misses each sub-block's scale, and the offset that suits it then."""
+    inverse, last = vector_inverse(d), spread(top)
+    for j in range(fits.shape[1]):
+        scale = load(fits[0, j], first)
+        miss = d * smaller(nearest_whole(scale * inverse), last) - scale
+        store(work[0, j], 0, miss)
+        store(work[1, j], 0, load(fits[1, j], first) + miss * load(fits[3, j], first) / spread(sum_w[j]))
+
+
+@compiled(finite=True)
+def _model_error(fits: Array, sum_w: Array, top: np.float32, first: int, m: Vector, work: Array) -> Any:
+    """Return the model's error with the offsets that are whole multiples of m and nearest to those that suit."""
+    inverse, last, zero, two = vector_inverse(m), spread(top), spread(np.float32(0)), spread(np.float32(2))
+    cost = zero
+    for j in range(fits.shape[1]):
+        miss = load(work[0, j], 0)
+        q = smaller(larger(nearest_whole(load(work[1, j], 0) * inverse), zero), last)
+        miss_m = m * q - load(fits[1, j], first)
+        cost = cost + miss * miss * load(fits[2, j], first) + miss_m * miss_m * spread(sum_w[j])
+        cost = cost - two * miss * miss_m * load(fits[3, j], first)
+    return cost
 
 
 @compiled(finite=True)
@@ -209,9 +232,7 @@ def _settle(
             total[lane] = np.float32(0)
         for j in range(n_sub):
             w = weights[j * size : (j + 1) * size]
-            _settle_sub_block(
-                tile[j], w, sum_w[j], high, top, search.reach, fits[:, j], current, chosen[:, j], least, work
-            )
+            _settle_sub_block(tile[j], w, sum_w[j], high, top, search.reach, fits[:, j], current, chosen[:, j], least)
             for lane in range(LANES):
                 total[lane] += least[lane]
         for lane in range(LANES):
@@ -237,31 +258,28 @@ def _settle_sub_block(
     supers: Array,
     chosen: Array,
     least: Array,
-    work: Array,
 ) -> None:
     """Try values of s around the nearest, each with values of m around the one that suits it; keep the best pair."""
-    s, m, a, inverse, offset, wanted, error = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
-    per = np.empty((2, LANES), np.float32)
-    invert(supers[0], per[0])
-    invert(supers[1], per[1])
-    for lane in range(LANES):
-        least[lane] = HUGE
-    for ks in range(-reach, reach + 1):
-        for lane in range(LANES):
-            s[lane] = min(max(np.rint(fit[0, lane] * per[0, lane]) + np.float32(ks), np.float32(0)), top)
-            a[lane] = supers[0, lane] * s[lane]
-            wanted[lane] = fit[1, lane] + (a[lane] - fit[0, lane]) * fit[3, lane] / sum_w
-        invert(a, inverse)
-        for km in range(-reach, reach + 1):
-            for lane in range(LANES):
-                m[lane] = min(max(np.rint(wanted[lane] * per[1, lane]) + np.float32(km), np.float32(0)), top)
-                offset[lane] = supers[1, lane] * m[lane]
-            offset_error(tile, weights, a, inverse, offset, high, error)
-            for lane in range(LANES):
-                better = error[lane] < least[lane]
-                least[lane] = error[lane] if better else least[lane]
-                chosen[0, lane] = s[lane] if better else chosen[0, lane]
-                chosen[1, lane] = m[lane] if better else chosen[1, lane]
+    zero, last, highest = spread(np.float32(0)), spread(top), spread(high)
+    for first in range(0, LANES, WIDTH):
+        d, dmin = load(supers[0], first), load(supers[1], first)
+        per_d, per_dmin = vector_inverse(d), vector_inverse(dmin)
+        scale, slope = load(fit[0], first), load(fit[3], first) / spread(sum_w)
+        best, best_s, best_m = spread(HUGE), zero, zero
+        for ks in range(-reach, reach + 1):
+            s = smaller(larger(nearest_whole(scale * per_d) + spread(np.float32(ks)), zero), last)
+            a = d * s
+            inverse = vector_inverse(a)
+            nearest = nearest_whole((load(fit[1], first) + (a - scale) * slope) * per_dmin)
+            for km in range(-reach, reach + 1):
+                m = smaller(larger(nearest + spread(np.float32(km)), zero), last)
+                error = vector_error(tile, first, weights, a, inverse, dmin * m, highest)
+                better = less(error, best)
+                best = where(better, error, best)
+                best_s, best_m = where(better, s, best_s), where(better, m, best_m)
+        store(least, first, best)
+        store(chosen[0], first, best_s)
+        store(chosen[1], first, best_m)
 
 
 @compiled(finite=True)
