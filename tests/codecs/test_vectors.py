@@ -27,7 +27,7 @@ def _all_operations(a, b, number, out):
 @given(st.integers(0, 1000), FLOATS)
 def test_operations_are_those_of_single_floats(seed, number):
     random = np.random.default_rng(seed)
-    a, b = (random.standard_normal((2, 3 * WIDTH)) * 10 ** random.integers(-3, 4)).astype(np.float32)
+    a, b = (random.standard_normal((2, 3 * WIDTH)) * 10.0 ** random.integers(-3, 4)).astype(np.float32)
     a[:4] = 0.5, 1.5, -2.5, 1e9  # halves and what has no fraction
     b[b == 0] = 1
     n, out = np.float32(number), np.empty((8, a.size), np.float32)
