@@ -131,7 +131,7 @@ class Moments:
 
     def sums_of_squares(self, matrix: int) -> Float32Row:
         """Return the sums of x² of each column, (n_in,) float32."""
-        values = self.parts.diagonal.source.read_rows(matrix, matrix + 1).view("<f4")[0]
+        values: Float32Row = self.parts.diagonal.source.read_rows(matrix, matrix + 1).view("<f4")[0]
         self._check(values, values)
         return values
 
@@ -151,7 +151,8 @@ class Moments:
 
     def packed(self, matrix: int) -> npt.NDArray[np.float32]:
         """Return the sums of a matrix as stored, (packed_length,) float32."""
-        return self.parts.sums.source.read_rows(matrix, matrix + 1).view("<f4")[0]
+        packed: npt.NDArray[np.float32] = self.parts.sums.source.read_rows(matrix, matrix + 1).view("<f4")[0]
+        return packed
 
     def _check(self, diagonal: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
         if not np.isfinite(values).all():

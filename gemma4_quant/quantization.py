@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma4_quant.calibration.importance import Importance, read_importance
+from gemma4_quant.calibration.moments import read_moments
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.converters import default_file_name
 from gemma4_quant.errors import InputError, naming
+from gemma4_quant.feedback.summary import FeedbackReport
 from gemma4_quant.formats.shards import KeptSplit, SplitRule, unsplit_name
 from gemma4_quant.ggml import FileType
 from gemma4_quant.hub.cache import output_directory
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress
-from gemma4_quant.quantize_plan import QuantizePlan, quantize_plan
+from gemma4_quant.quantize_plan import QuantizePlan, SecondMoments, quantize_plan
 from gemma4_quant.recipes.gemma_defaults import gemma_recipe
 from gemma4_quant.recipes.qat import GridReport, report_grids
 from gemma4_quant.recipes.recipe import Reason, Recipe
@@ -35,7 +37,8 @@ class QuantizeResult:
     fallbacks: tensors whose rows do not fit the wanted type. without_importance: quantized tensors that the
     importance file says nothing of; empty without such a file. floors: tensors that the recipe's floors gave a larger
     type. padding: feed-forward widths that were padded, as `704 → 768` by metadata key. qat: tensors that lie on a
-    trained grid. seconds: of the whole run, other file types included.
+    trained grid. feedback: what error feedback did, None without second moments. seconds: of the whole run, other
+    file types included.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class QuantizeResult:
     floors: dict[str, str]
     padding: dict[str, str]
     qat: GridReport
+    feedback: FeedbackReport | None
     seconds: float
     files: tuple[Path, ...]
 
@@ -57,13 +61,16 @@ class QuantizeResult:
 class QuantizeOptions:
     """How to quantize, whatever the source and the file types.
 
-    importance: an importance file of the same model (`calibrate` makes one). adapters: directories of LoRA adapters
+    importance: an importance file of the same model (`calibrate` makes one). moments: a file of its second moments
+    (`calibrate --hessian`), to encode with error feedback; it serves as importance too where no such file is given.
+    adapters: directories of LoRA adapters
     to merge into a checkpoint. recipe: decides the types; gemma_defaults.gemma_recipe of the file type when None.
     split: such as shards.SplitLimits. keep_split: split as the source is. recipe_file: where to save the recipe, with
     the type of every tensor; `{ftype}` in its name stands for the file type. n_threads: None for all cores.
     """
 
     importance: Path | None = None
+    moments: Path | None = None
     adapters: Sequence[Path] = ()
     recipe: Recipe | None = None
     effort: Effort = Effort.BALANCED
@@ -83,6 +90,7 @@ def quantize(
     file_type: FileType = FileType.Q4_K_M,
     *,
     importance: Path | None = None,
+    moments: Path | None = None,
     adapters: Sequence[Path] = (),
     recipe: Recipe | None = None,
     effort: Effort = Effort.BALANCED,
@@ -101,6 +109,7 @@ def quantize(
     """
     options = QuantizeOptions(
         importance=importance,
+        moments=moments,
         adapters=adapters,
         recipe=recipe,
         effort=effort,
@@ -157,7 +166,7 @@ def forecast_quantization(
 
 
 def _inputs(source: Path, options: QuantizeOptions) -> list[Path]:
-    return [*input_files(source), *([options.importance] if options.importance else [])]
+    return [*input_files(source), *(path for path in (options.importance, options.moments) if path)]
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,8 @@ def prepare(
     if saved is not None and len({with_type(saved, kind.name) for kind in kinds}) < len(kinds):
         raise InputError(f"{saved} cannot be the recipe of each file type; put {{ftype}} into its name")
     model = open_model(source, adapters=options.adapters)
-    statistics = None if options.importance is None else read_importance(options.importance)
+    second_moments = None if options.moments is None else SecondMoments(read_moments(options.moments))
+    statistics = _importance(options, second_moments)
     split = KeptSplit(model.shard_sizes) if options.keep_split else options.split
     prepared = []
     for file_type in kinds:
@@ -188,7 +198,8 @@ def prepare(
                 model,
                 own,
                 statistics,
-                options.importance,
+                options.importance or options.moments,
+                second_moments=second_moments,
                 allow_requantize=options.allow_requantize,
                 split=split,
             )
@@ -198,6 +209,12 @@ def prepare(
             Prepared(file_type, decided, Job(decided.plan, _output_path(source, output, model, file_type)))
         )
     return prepared
+
+
+def _importance(options: QuantizeOptions, second_moments: SecondMoments | None) -> Importance | None:
+    if options.importance is not None:
+        return read_importance(options.importance)
+    return second_moments.file.importance() if second_moments else None
 
 
 def _recipe_of(options: QuantizeOptions, file_type: FileType, statistics: Importance | None) -> Recipe:
@@ -223,9 +240,17 @@ def _result(prepared: Prepared, seconds: float) -> QuantizeResult:
         floors={c.name: c.type.name for c in decided.choices if c.reason is Reason.FLOOR},
         padding=decided.padding,
         qat=report_grids(decided.grids),
+        feedback=_feedback_report(decided),
         seconds=seconds,
         files=prepared.job.paths,
     )
+
+
+def _feedback_report(decided: QuantizePlan) -> FeedbackReport | None:
+    if decided.feedback is None:
+        return None
+    summaries = (encoder.summary() for encoder in decided.feedback.values())
+    return FeedbackReport(tuple(each for each in summaries if each is not None))
 
 
 def _output_path(source: Path, output: Path | None, model: Model, file_type: FileType) -> Path:

@@ -2,14 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gemma4_quant.arrays import Float32Rows
 from gemma4_quant.calibration.importance import Importance
+from gemma4_quant.calibration.moments import MomentsFile
 from gemma4_quant.codecs import CODECS
 from gemma4_quant.converters import auto_type, float_type
 from gemma4_quant.errors import ImportanceError, InputError, UnsupportedTypeError, listed
+from gemma4_quant.feedback.encoder import FeedbackEncoder
+from gemma4_quant.feedback.factors import FactorCache
+from gemma4_quant.feedback.plan import moments_of, plan_feedback
 from gemma4_quant.formats.shards import SplitRule
 from gemma4_quant.ggml import FileType, is_quantized, row_bytes
 from gemma4_quant.metadata import Metadata, Value, string, uint32
@@ -32,6 +36,8 @@ class QuantizePlan:
     """A plan with the choices and findings behind it.
 
     grids: tensors that lie on a trained grid. padding: widths that were padded, by metadata key, as `704 → 768`.
+    feedback: encoders of the tensors that are encoded with error feedback, by name; None without second
+    moments.
     """
 
     plan: Plan
@@ -39,6 +45,15 @@ class QuantizePlan:
     without_importance: tuple[str, ...]
     grids: GridPlan
     padding: dict[str, str]
+    feedback: dict[str, FeedbackEncoder] | None
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """Second moments of the model's inputs, and the factors of them that a run shares."""
+
+    file: MomentsFile
+    factors: FactorCache = field(default_factory=FactorCache)
 
 
 def quantize_plan(
@@ -47,14 +62,20 @@ def quantize_plan(
     importance: Importance | None,
     importance_path: Path | None = None,
     *,
+    second_moments: SecondMoments | None = None,
     allow_requantize: bool = False,
     split: SplitRule | None = None,
 ) -> QuantizePlan:
-    """Decide the type of every tensor and lay out the file; reads a few rows of each, to find trained grids."""
+    """Decide the type of every tensor and lay out the file; reads a few rows of each, to find trained grids.
+
+    second_moments: encode with error feedback what they say something of, but for tensors on a trained grid.
+    """
     if not model.tensors:
         raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
     measured = _importance_of(model, importance, importance_path)
     measured = {name: rows for name, rows in measured.items() if recipe.uses_importance_of(name)}
+    moments = moments_of(model, second_moments.file) if second_moments else {}
+    moments = {name: each for name, each in moments.items() if recipe.uses_importance_of(name)}
     source, model = model, overridden(model, recipe.overrides)
     unpadded, model = model, pruned(model, recipe.prune_layers)
     model, wanted = _padded_where_wanted(model, recipe, unpadded.metadata)
@@ -68,17 +89,30 @@ def quantize_plan(
     _refuse_requantizing(model, choices, allow=allow_requantize)
     metadata = _metadata(model, recipe.file_type, importance, importance_path)
     metadata.update(provenance(source, recipe, grids, padding, importance_path))
+    feedback = (
+        plan_feedback(
+            [
+                (tensor, c.type)
+                for tensor, c in zip(model.tensors, choices, strict=True)
+                if c.name not in grids.encoders
+            ],
+            pruned_importance(moments, recipe.prune_layers),
+            second_moments.factors,
+        )
+        if second_moments
+        else None
+    )
     assignments = [
         Assignment(
             tensor,
             choice.type,
             weights.get(tensor.name) if is_quantized(choice.type) else None,
-            grids.encoders.get(tensor.name),
+            grids.encoders.get(tensor.name) or (feedback or {}).get(tensor.name),
         )
         for tensor, choice in zip(model.tensors, choices, strict=True)
     ]
     missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
-    return QuantizePlan(make_plan(metadata, assignments, split), choices, missing, grids, padding)
+    return QuantizePlan(make_plan(metadata, assignments, split), choices, missing, grids, padding, feedback)
 
 
 def _padded_where_wanted(model: Model, recipe: Recipe, unpruned: Metadata) -> tuple[Model, list[Choice]]:

@@ -95,6 +95,14 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option("--imatrix", help="Importance file of this model, from calibrate.", show_default=False),
         ] = None,
+        moments: Annotated[
+            Path | None,
+            typer.Option(
+                "--calibration",
+                help="Second moments of this model, from calibrate --hessian: half the divergence at the same size.",
+                show_default=False,
+            ),
+        ] = None,
         effort: Annotated[
             str, typer.Option("--effort", help="How long to search: fast, balanced or best.")
         ] = "balanced",
@@ -163,6 +171,7 @@ def register(app: typer.Typer) -> None:
         recipe = finished_recipe(options, base, target.file_types[0])
         how = quantization.QuantizeOptions(
             importance=imatrix,
+            moments=moments,
             adapters=adapters,
             recipe=recipe,
             effort=_effort(effort),

@@ -6,6 +6,7 @@ from gemma4_quant.cli.run import files_text, size_text
 from gemma4_quant.errors import listed
 
 if TYPE_CHECKING:
+    from gemma4_quant.feedback.summary import FeedbackReport
     from gemma4_quant.quantization import QuantizeResult
 
 
@@ -25,6 +26,8 @@ def result_text(result: "QuantizeResult") -> str:
             + (f" and {more} more" if more > 0 else "")
         )
     lines += _special(result)
+    if result.feedback is not None:
+        lines += _feedback(result.feedback)
     if result.without_importance:
         lines.append(f"without importance: {listed(result.without_importance)}")
     return "\n".join(lines)
@@ -47,4 +50,27 @@ def _special(result: "QuantizeResult") -> list[str]:
         lines.append(f"{grids.n_tensors} tensors lie on a trained grid and stay on it: {exact}")
     if grids.left:
         lines.append(f"{len(grids.left)} tensors lie on a trained grid and were moved off it; --type q4_0 would not")
+    return lines
+
+
+def _feedback(report: "FeedbackReport") -> list[str]:
+    """Say what error feedback gained, the tensors that gained least, and what to be careful about."""
+    if not report.tensors:
+        return ["error feedback: no tensor encoded in this run has second moments and a type that can use them"]
+    worst = sorted(report.tensors, key=lambda tensor: -tensor.ratio)[:3]
+    lines = [
+        f"error feedback: the layer-output error of {len(report.tensors)} tensors is {report.mean_ratio:.2f} of what "
+        f"importance alone gives (least gained: {', '.join(f'{each.name} {each.ratio:.2f}' for each in worst)})"
+    ]
+    if report.fell_back:
+        reasons = sorted({reason for tensor in report.fell_back for reason in tensor.reasons})
+        lines.append(
+            f"without feedback: {sum(tensor.n_fallbacks for tensor in report.fell_back)} matrices "
+            f"({', '.join(reasons)}) of {listed((tensor.name for tensor in report.fell_back), 3)}"
+        )
+    if report.few:
+        lines.append(
+            f"fewer than three tokens a column for {sum(tensor.n_few for tensor in report.few)} matrices of "
+            f"{listed((tensor.name for tensor in report.few), 3)}: more calibration text will help them"
+        )
     return lines

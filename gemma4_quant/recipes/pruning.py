@@ -7,10 +7,11 @@ too long there, and such a file does not load.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from gemma4_quant.arrays import ByteRows, Float32Rows
+from gemma4_quant.arrays import ByteRows
 from gemma4_quant.errors import InputError, ShapeError
 from gemma4_quant.ggml import block_size, row_bytes
 from gemma4_quant.metadata import Metadata, Value, ValueType, get_int, get_string, numbers, uint32
@@ -103,8 +104,11 @@ def pruned(model: Model, layers: Iterable[int]) -> Model:
     return replace(model, metadata=metadata, tensors=tensors)
 
 
-def pruned_importance(importance: Mapping[str, Float32Rows], layers: Iterable[int]) -> dict[str, Float32Rows]:
-    """Return importance under the names that tensors have after pruning, without that of columns that are gone."""
+T = TypeVar("T")
+
+
+def pruned_importance(importance: Mapping[str, T], layers: Iterable[int]) -> dict[str, T]:
+    """Return statistics under the names that tensors have after pruning, without those of columns that are gone."""
     dropped = frozenset(layers)
     if not dropped:
         return dict(importance)

@@ -13,6 +13,7 @@ import numpy as np
 from gemma4_quant.arrays import ByteRows, Float32Row, Float32Rows
 from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
+from gemma4_quant.codecs.lanes import LANES
 from gemma4_quant.codecs.qat_blocks import encode_on_grid, fit_type
 from gemma4_quant.codecs.qat_grid import BlockState
 from gemma4_quant.ggml import FileType, GgmlType, block_size, is_quantized
@@ -56,8 +57,14 @@ class GridEncoder:
     n_off: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort) -> ByteRows:
+    @property
+    def rows_at_once(self) -> int:
+        """Return the rows that its search works on side by side."""
+        return LANES
+
+    def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort, matrix: int = 0) -> ByteRows:
         """Return rows in the type; importance and effort only serve blocks off the grid."""
+        del matrix
         blocks = encode_on_grid(self.type, rows, importance, effort, self.dropped_bits)
         with self._lock:
             self.n_exact += blocks.n_exact

@@ -18,10 +18,18 @@ from gemma4_quant.model import Tensor
 
 
 class RowEncoder(Protocol):
-    """What encodes a tensor's rows in place of its type's codec; safe to use from several threads."""
+    """What encodes a tensor's rows in place of its type's codec; safe to use from several threads.
 
-    def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort) -> ByteRows:
-        """Return the bytes of rows in the planned type; see Codec.encode."""
+    rows_at_once: it is given whole multiples of so many rows, but for the last ones of a matrix.
+    """
+
+    @property
+    def rows_at_once(self) -> int:
+        """See above; the bytes of a row must not depend on which rows come with it."""
+        ...
+
+    def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort, matrix: int = 0) -> ByteRows:
+        """Return the bytes of rows of one of the tensor's matrices in the planned type; see Codec.encode."""
         ...
 
     @property

@@ -44,15 +44,17 @@ class Destination:
     write: Callable[[int, memoryview], None]
 
 
-def tiles_of(tensor: Tensor) -> Iterator[Tile]:
+def tiles_of(tensor: Tensor, rows_at_once: int = 1) -> Iterator[Tile]:
     """Cut a tensor into tiles that never cross from one matrix (expert) into the next.
 
-    Encoders work on LANES rows at once; tiles of whole multiples waste none.
+    Codecs work on LANES rows at once; tiles of whole multiples waste none. rows_at_once: of encoders that want whole
+    multiples even where the tile becomes larger for it.
     """
     rows_per_matrix = tensor.n_rows // tensor.n_matrices
-    step = max(1, TILE_WEIGHTS // tensor.n_cols)
-    if step > LANES:
-        step -= step % LANES
+    step = max(rows_at_once, TILE_WEIGHTS // tensor.n_cols)
+    multiple = max(rows_at_once, LANES)
+    if step > multiple:
+        step -= step % multiple
     for matrix in range(tensor.n_matrices):
         end = (matrix + 1) * rows_per_matrix
         for start in range(matrix * rows_per_matrix, end, step):
@@ -77,8 +79,9 @@ def write_tile(tile: Tile, destinations: Sequence[Destination], effort: Effort) 
 def encode_rows(planned: PlannedTensor, matrix: int, rows: Float32Rows, effort: Effort) -> ByteRows:
     """Return rows of one matrix of a tensor in the planned type, (n_rows, row_bytes) uint8."""
     importance = None if planned.importance is None else planned.importance[matrix]
-    encoder = planned.encoder or codec_for(planned.type)
-    return encoder.encode(rows, importance, effort)
+    if planned.encoder is not None:
+        return planned.encoder.encode(rows, importance, effort, matrix)
+    return codec_for(planned.type).encode(rows, importance, effort)
 
 
 def _encode(tile: Tile, copied: Sequence[Destination], encoded: Sequence[Destination], effort: Effort) -> int:

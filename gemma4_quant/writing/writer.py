@@ -5,6 +5,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 
 from gemma4_quant import __version__
@@ -186,6 +187,12 @@ class _Work:
     destinations: tuple[Destination, ...]
     outputs: tuple[Output, ...]
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that its encoders want to have together; a common multiple."""
+        encoders = [each.planned.encoder for each in self.destinations]
+        return lcm(*(encoder.rows_at_once for encoder in encoders if encoder is not None))
+
 
 def _shared_work(outputs: Sequence[Output]) -> list[_Work]:
     """Bring together what is left to do of the same tensor for several outputs, in the order of the first."""
@@ -205,7 +212,7 @@ def _write_tensors(outputs: Sequence[Output], effort: Effort, n_threads: int, pr
     total = sum(planned.n_bytes for output in outputs for planned in output.plan.tensors)
     progress.start(label, total, "B")
     progress.advance(total - sum(part.planned.n_bytes for each in work for part in each.destinations))
-    items = ((each, tile) for each in work for tile in tiles_of(each.tensor))
+    items = ((each, tile) for each in work for tile in tiles_of(each.tensor, each.rows_at_once))
 
     def write(item: tuple[_Work, Tile]) -> int:
         each, tile = item

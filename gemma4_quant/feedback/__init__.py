@@ -1,0 +1,1 @@
+"""Quantizing with error feedback: second moments of a calibration become encoders of a plan."""
