@@ -1,18 +1,22 @@
 """What the tokens of a loaded model spell, and which of them are no words."""
 
 import re
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gemma4_quant.chat.model_template import TOKENS
 from gemma4_quant.errors import RunError
 from gemma4_quant.runner.llama_library import libraries
 from gemma4_quant.runner.weights import LoadedModel, Tokens
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL (llama.h)
-_MARKER = re.compile(rb"<\|[^<>|\s]*\|?>|<[^<>|\s]+\|>|<\|\"\|>")
-"""Gemma 4's markers, such as `<|channel>`: llama.cpp wants some of them to be tokens as users define them."""
+_MARKER = re.compile(r"<\|[^<>|\s]+\|?>|<[^<>|\s]+\|>")
+"""Gemma 4's markers, such as `<|channel>` and `<|"|>`. Files type them as control tokens, as tokens that users define
+and, where the checkpoint's tokenizer_config.json does not list them, as ordinary ones."""
 
 _MAX_SPELLING_BYTES = 1 << 16
 
@@ -26,6 +30,34 @@ class Vocabulary:
         self._vocab: Any = self._llama.llama_model_get_vocab(model.handle)
         self._spellings: dict[int, bytes] = {}
         self._model = model
+
+    @cached_property
+    def markers(self) -> Mapping[str, int]:
+        """Ids of the markers that are tokens, by their texts."""
+        texts = self._model.file.metadata[TOKENS].decode()
+        return {text: token for token, text in enumerate(texts) if _MARKER.fullmatch(text)}
+
+    @cached_property
+    def _marker_ids(self) -> frozenset[int]:
+        return frozenset(self.markers.values())
+
+    def tokenise_marked(self, text: str) -> Tokens:
+        """Return the tokens of a text in which markers and special tokens are read as such, without adding BOS.
+
+        llama.cpp reads markers that a file types as ordinary tokens as letters; here they are tokens all the same, as
+        for the checkpoint's own tokenizer.
+        """
+        if not self.markers:
+            return self._model.tokenise(text, add_special=False, parse_special=True)
+        parts = re.split(f"({'|'.join(map(re.escape, self.markers))})", text)
+        return np.concatenate(
+            [
+                np.array([self.markers[part]], np.int32)
+                if i % 2
+                else self._model.tokenise(part, add_special=False, parse_special=True)
+                for i, part in enumerate(parts)
+            ]
+        )
 
     def spelling(self, token: int) -> bytes:
         """Return what a token spells, special ones by their names; raises RunError when there is no such token."""
@@ -64,7 +96,7 @@ class Vocabulary:
 
     def _is_marker(self, token: int) -> bool:
         attributes = int(self._llama.llama_vocab_get_attr(self._vocab, token))
-        return bool(attributes & _CONTROL) or _MARKER.fullmatch(self.spelling(token)) is not None
+        return bool(attributes & _CONTROL) or token in self._marker_ids
 
     def ends_turn(self, token: int) -> bool:
         """Tell whether a model that says this token has finished: the end of its turn, or of the text."""

@@ -34,19 +34,27 @@ class Chat:
 
 
 @dataclass(frozen=True)
+class Transcript:
+    """A text as a model reads and writes it after BOS: turns and other markers are in it, and are read as such."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Document:
     """A text or a conversation; name says where it comes from, such as `notes.txt` or `chats.jsonl:12`."""
 
     name: str
-    content: str | Chat
+    content: str | Chat | Transcript
 
 
 def read_documents(path: Path) -> tuple[Document, ...]:
     """Read what a user names: a UTF-8 text, a `.jsonl` file of chats, or a directory with such files in it.
 
     A line of chats is an object with `messages`, and maybe `tools` and `thinking` (when it is not said, whether a
-    message holds `reasoning_content`). Directories are read in the order of their paths, without hidden files; what
-    is no text in them is left out with a warning. Raises TextError for what cannot be read, with file and line.
+    message holds `reasoning_content`), or with a `transcript`; what else it holds is left alone. Directories are read
+    in the order of their paths, without hidden files; what is no text in them is left out with a warning. Raises
+    TextError for what cannot be read, with file and line.
     """
     try:
         is_directory = path.is_dir()
@@ -119,19 +127,32 @@ def _read_chats(path: Path, name: str) -> Iterator[Document]:
             continue
         n_chats += 1
         try:
-            yield Document(f"{name}:{number}", parse_chat(line))
+            yield Document(f"{name}:{number}", parse_line(line))
         except ValueError as error:
             raise TextError(f"{path}:{number}: {error}") from error
     if n_chats == 0:
         raise TextError(f"{path} holds no chats; each of its lines must be an object with `messages`")
 
 
-def parse_chat(line: bytes) -> Chat:
-    """Read a chat from a line of JSON; raises ValueError with what is wrong with it."""
+def parse_line(line: bytes) -> Chat | Transcript:
+    """Read a line of a file of chats; raises ValueError with what is wrong with it."""
     try:
         fields = json_object(line)
     except ValueError as error:
         raise ValueError(f"the line {error}") from error
+    if not is_encodable(fields):
+        raise ValueError("it holds half a surrogate pair (such as \\ud83d without its \\ude00), which is no text")
+    return _transcript(fields) if "transcript" in fields else _chat(fields)
+
+
+def _transcript(fields: Mapping[str, Any]) -> Transcript:
+    text = fields["transcript"]
+    if not isinstance(text, str):
+        raise ValueError(f"`transcript` is {kind_of(text)}, not a text")
+    return Transcript(text)
+
+
+def _chat(fields: Mapping[str, Any]) -> Chat:
     messages = _objects(fields, "messages")
     if not messages:
         raise ValueError("`messages` is missing or empty; a chat has at least one message")
@@ -141,10 +162,7 @@ def parse_chat(line: bytes) -> Chat:
     thinking = fields.get("thinking")
     if not isinstance(thinking, bool | None):
         raise ValueError(f"`thinking` is {kind_of(thinking)}, not true or false")
-    chat = Chat(messages, _objects(fields, "tools"), thinks if thinking is None else thinking)
-    if not is_encodable(fields):
-        raise ValueError("it holds half a surrogate pair (such as \\ud83d without its \\ude00), which is no text")
-    return chat
+    return Chat(messages, _objects(fields, "tools"), thinks if thinking is None else thinking)
 
 
 def _objects(fields: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any], ...]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -19,8 +20,8 @@ from gemma4_quant.chat.templates import ChatTemplate
 from gemma4_quant.errors import ChatTemplateError, TextError
 from gemma4_quant.runner.vocabulary import Vocabulary
 from gemma4_quant.runner.weights import LoadedModel, Tokens
-from gemma4_quant.texts.documents import Document, is_encodable
-from gemma4_quant.texts.turns import MarkedText, TurnRenderer, words_of
+from gemma4_quant.texts.documents import Chat, Document, Transcript, is_encodable
+from gemma4_quant.texts.turns import MarkedText, TurnRenderer, outside_headers, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,7 @@ class Framer:
         """Get ready.
 
         n_ctx: longest turn of plain text, frame included; a longer text becomes several turns. None for no limit.
-        parse_special: read `<bos>` and the like in plain text as tokens; in chats they are. Raises ChatTemplateError
-        when turns are asked for and the model has no template, or one that fails.
+        parse_special: read `<bos>` and the like in plain text as tokens; in chats and transcripts they are.
         """
         self._model = model
         self._framing = framing
@@ -80,10 +80,10 @@ class Framer:
         self._n_ctx = n_ctx
         self._vocabulary = Vocabulary(model)
         self._template: ChatTemplate | None = None
-        if framing is Framing.TURN:
-            self._start_template()
 
-    def _start_template(self) -> None:
+    @cached_property
+    def _turns(self) -> TurnRenderer:
+        """The template, started when the first document needs it."""
         model, metadata = self._model, self._model.file.metadata
         source = template_text(metadata)
         if not source:
@@ -93,13 +93,9 @@ class Framer:
             )
         try:
             self._template = ChatTemplate(source, **special_texts(metadata))
-            self._turns = TurnRenderer(self._template, source)
+            return TurnRenderer(self._template, source)
         except ChatTemplateError as error:
-            self.close()
             raise ChatTemplateError(f"{model.path}: {error}; frame texts raw (--raw)") from error
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Self:
         """Return the framer."""
@@ -119,22 +115,28 @@ class Framer:
     def frame(self, document: Document) -> tuple[FramedDocument, ...]:
         """Frame a document: one, or several turns of a plain text that is longer than n_ctx.
 
-        Raises ChatTemplateError with the template's words when it refuses a chat, TextError for a document that has
-        no UTF-8 form; both name the document.
+        Raises ChatTemplateError when a turn is asked for and the model has no template, one that fails, or one that
+        refuses the chat, with its words; TextError for a document that has no UTF-8 form. Both name the document.
         """
-        content = document.content
-        if not is_encodable(content if isinstance(content, str) else [*content.messages, *content.tools]):
-            raise TextError(f"{document.name} holds half a surrogate pair, which is no text")
+        name, content = document.name, document.content
+        if not is_encodable(_texts_of(content)):
+            raise TextError(f"{name} holds half a surrogate pair, which is no text")
+        if isinstance(content, Transcript):
+            return (self._framed_transcript(name, content),)
         if self._framing is Framing.RAW:
-            text = content if isinstance(content, str) else words_of(content)
-            return (self._framed_raw(document.name, text),)
+            return (self._framed_raw(name, content if isinstance(content, str) else words_of(content)),)
         if isinstance(content, str):
-            return self._framed_text(document.name, content)
+            return self._framed_text(name, content)
+        turns = self._turns
         try:
-            marked = self._turns.render(content)
+            marked = turns.render(content)
         except ChatTemplateError as error:
-            raise ChatTemplateError(f"{document.name}: {error}") from error
-        return (self._framed_chat(document.name, marked),)
+            raise ChatTemplateError(f"{name}: {error}") from error
+        return (self._framed_marked(name, self._vocabulary.tokenise_marked(marked.text), marked),)
+
+    def opening(self, chat: Chat) -> Tokens:
+        """Return what the model reads when it is to answer a chat; raises ChatTemplateError as `frame` does."""
+        return self._vocabulary.tokenise_marked(self._turns.opening(chat))
 
     def _framed_raw(self, name: str, text: str) -> FramedDocument:
         tokens = self._model.tokenise(text, parse_special=self._parse_special)
@@ -143,13 +145,15 @@ class Framer:
             is_answer[0] = False
         return FramedDocument(name, tokens, is_answer)
 
-    def _framed_chat(self, name: str, marked: MarkedText) -> FramedDocument:
-        tokens = self._template_tokens(marked.text)
-        return FramedDocument(name, tokens, self._inside(marked, tokens) & ~self._vocabulary.are_markers(tokens))
+    def _framed_transcript(self, name: str, transcript: Transcript) -> FramedDocument:
+        marked = MarkedText(transcript.text, outside_headers(transcript.text))
+        said = self._framed_marked(name, self._vocabulary.tokenise_marked(transcript.text), marked)
+        begin = self._model.tokenise("")
+        is_answer = np.concatenate([np.zeros(len(begin), np.bool_), said.is_answer])
+        return FramedDocument(name, np.concatenate([begin, said.tokens]), is_answer)
 
-    def _template_tokens(self, text: str) -> Tokens:
-        """Tokenise what a template rendered; it writes BOS itself where the model wants it."""
-        return self._model.tokenise(text, add_special=False, parse_special=True)
+    def _framed_marked(self, name: str, tokens: Tokens, marked: MarkedText) -> FramedDocument:
+        return FramedDocument(name, tokens, self._inside(marked, tokens) & ~self._vocabulary.are_markers(tokens))
 
     def _inside(self, marked: MarkedText, tokens: Tokens) -> npt.NDArray[np.bool_]:
         """Tell which tokens lie inside of a text's spans with all their letters."""
@@ -158,7 +162,7 @@ class Framer:
         byte_of = np.concatenate([[0], np.cumsum(letters)])
         ends = np.cumsum(self._vocabulary.n_bytes(tokens))
         inside = np.zeros(len(tokens), np.bool_)
-        if ends[-1] != byte_of[-1]:
+        if not len(tokens) or ends[-1] != byte_of[-1]:
             logger.warning("the model's tokens do not spell the text they were made of, so no words are marked in it")
             return inside
         starts = np.concatenate([[0], ends[:-1]])
@@ -167,8 +171,11 @@ class Framer:
         return inside
 
     def _framed_text(self, name: str, text: str) -> tuple[FramedDocument, ...]:
-        before, after = self._template_tokens(self._turns.prompt), self._template_tokens(self._turns.closing)
-        words = self._model.tokenise(text.strip("\n"), add_special=False, parse_special=self._parse_special)
+        before, after = (
+            self._vocabulary.tokenise_marked(self._turns.prompt),
+            self._vocabulary.tokenise_marked(self._turns.closing),
+        )
+        words = self._words(text.strip("\n"))
         room = len(words) if self._n_ctx is None else self._n_ctx - len(before) - len(after)
         if room < 1:
             n_frame = len(before) + len(after)
@@ -178,6 +185,11 @@ class Framer:
             self._framed_piece(name if len(pieces) == 1 else f"{name}#{i}", before, piece, after)
             for i, piece in enumerate(pieces, 1)
         )
+
+    def _words(self, text: str) -> Tokens:
+        if self._parse_special:
+            return self._vocabulary.tokenise_marked(text)
+        return self._model.tokenise(text, add_special=False)
 
     def _framed_piece(self, name: str, before: Tokens, words: Tokens, after: Tokens) -> FramedDocument:
         is_answer = np.zeros(len(before) + len(words) + len(after), np.bool_)
@@ -197,6 +209,12 @@ class Framer:
             # The line break between two turns belongs to neither.
             start = stop if spellings[stop].strip(b"\n") else stop + 1
         return [*pieces, words[start:]] if start < len(words) else pieces
+
+
+def _texts_of(content: str | Chat | Transcript) -> object:
+    if isinstance(content, Transcript):
+        return content.text
+    return content if isinstance(content, str) else [*content.messages, *content.tools]
 
 
 def frame_documents(

@@ -29,6 +29,8 @@ CHANNEL, END_OF_CHANNEL = "<|channel>", "<channel|>"
 THOUGHT = f"{CHANNEL}thought\n"
 
 _THOUGHTS = re.compile(rf"\s*{re.escape(THOUGHT)}(.*?){re.escape(END_OF_CHANNEL)}", re.DOTALL)
+_HEADERS = re.compile(rf"<\|turn>[^\n]*\n|{re.escape(THOUGHT)}|(?<=<turn\|>)\n")
+"""What Gemma 4's template puts at the beginning and end of turns and thoughts."""
 _PRIVATE = range(0xE000, 0xF900)
 """Unicode's private use area: characters without a meaning."""
 
@@ -47,6 +49,13 @@ def split_thoughts(answer: str) -> tuple[str, str]:
     """Split what a model said into its thoughts and its answer; thoughts are empty where it did not think."""
     found = _THOUGHTS.match(answer)
     return ("", answer) if found is None else (found.group(1), answer[found.end() :])
+
+
+def outside_headers(transcript: str) -> tuple[tuple[int, int], ...]:
+    """Return the parts of a transcript, (start, stop) in characters, that do not say whose turn it is."""
+    headers = [(found.start(), found.end()) for found in _HEADERS.finditer(transcript)]
+    starts, stops = [0, *(stop for _, stop in headers)], [*(start for start, _ in headers), len(transcript)]
+    return tuple((start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop)
 
 
 def words_of(chat: Chat) -> str:
@@ -80,6 +89,10 @@ class TurnRenderer:
         header, self.closing = answer.text[:start], answer.text[stop:]
         # What the template opens a turn with, when it asks the model for one, and leaves out of turns that are over.
         self._opening = self.prompt.removeprefix(header) if self.prompt.startswith(header) else ""
+
+    def opening(self, chat: Chat) -> str:
+        """Render a chat up to where the model is to answer; raises ChatTemplateError when the template refuses it."""
+        return self._render([_prepared(message) for message in chat.messages], chat, opens_turn=True)
 
     def render(self, chat: Chat) -> MarkedText:
         """Render a chat; raises ChatTemplateError when the template refuses it.
@@ -230,7 +243,9 @@ def _without_marks(text: str, opening: str, closing: str) -> MarkedText | None:
     for is_marked, piece in _pieces(text, opening, closing):
         if opening in piece or closing in piece:
             return None
-        if is_marked:
+        if is_marked and spans and spans[-1][1] == at:
+            spans[-1] = (spans[-1][0], at + len(piece))
+        elif is_marked:
             spans.append((at, at + len(piece)))
         pieces.append(piece)
         at += len(piece)

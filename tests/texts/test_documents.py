@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma4_quant.errors import TextError
-from gemma4_quant.texts.documents import Chat, Document, is_encodable, parse_chat, read_documents
+from gemma4_quant.texts.documents import Chat, Document, Transcript, is_encodable, parse_line, read_documents
 
 QUESTION = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
@@ -57,7 +57,12 @@ def test_the_example_chats_are_read():
     ],
 )
 def test_a_chat_thinks_when_it_says_so_or_holds_thoughts(line, thinking):
-    assert parse_chat(json.dumps(line).encode()).thinking is thinking
+    assert parse_line(json.dumps(line).encode()).thinking is thinking
+
+
+def test_a_transcript_keeps_its_markers(tmp_path):
+    path = write_lines(tmp_path / "self.jsonl", json.dumps({"transcript": "<|turn>user\nWhy?<turn|>", "run": "1"}))
+    assert read_documents(path) == (Document("self.jsonl:1", Transcript("<|turn>user\nWhy?<turn|>")),)
 
 
 def test_a_directory_is_read_in_order_without_what_is_no_text(tmp_path, caplog):
@@ -103,6 +108,8 @@ def test_a_directory_without_text_is_refused(tmp_path):
         ('{"messages": [{"role": "user", "content": "x"}], "tools": {}}', "`tools` is an object, not a list"),
         ('{"messages": [{"role": "user", "content": "x"}], "thinking": "on"}', "`thinking` is the text 'on'"),
         ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half a surrogate pair"),
+        ('{"transcript": "\\ud83d"}', "half a surrogate pair"),
+        ('{"transcript": ["x"]}', "`transcript` is a list, not a text"),
     ],
 )
 def test_a_line_that_is_no_chat_is_refused_with_its_number(tmp_path, line, reason):
