@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from gemma4_quant.errors import GgufError
+from gemma4_quant.errors import GgufError, InputError
+from gemma4_quant.formats.split_reader import read_model
+from gemma4_quant.measuring.results import BenchResult
 from gemma4_quant.metadata import Metadata, get_int, get_string
 from gemma4_quant.report.sections import clean
 
@@ -71,3 +74,14 @@ def _list(metadata: Metadata, key: str) -> tuple[str, ...]:
     found = [] if value is None else value.decode()
     texts = found if isinstance(found, list) else [found]
     return tuple(clean(text) for text in texts[:_MAX_ENTRIES] if isinstance(text, str) and text.strip())
+
+
+def origins_of(result: BenchResult) -> dict[Path, Origin]:
+    """Read the origins of a result's models from their files; a file that cannot be read any more says nothing."""
+    found = {}
+    for model in result.models:
+        try:
+            found[model.file.path] = read_origin(read_model(model.file.path).metadata)
+        except InputError:
+            found[model.file.path] = Origin()
+    return found
