@@ -1,47 +1,91 @@
 """Calibration: run a model over texts and gather how strongly each input column of its weights is used."""
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from gemma4_quant import __version__
 from gemma4_quant.calibration.accumulate import Accumulator
-from gemma4_quant.calibration.importance import Importance, write_importance
-from gemma4_quant.errors import InputError
+from gemma4_quant.calibration.coverage import ENOUGH_TOKENS, ExpertCoverage, expert_coverage, is_covered
+from gemma4_quant.calibration.files import OutputFormat, write
+from gemma4_quant.calibration.importance import Importance
+from gemma4_quant.calibration.merging import merge, merge_files
+from gemma4_quant.calibration.output_matrix import with_lookups
+from gemma4_quant.calibration.passes import PartOfText, Passes, session_options
+from gemma4_quant.calibration.resume import ResumeFile, resume_file_of
+from gemma4_quant.calibration.sources import Cutting, TextChunks, TextSource, corpus_chunks, user_chunks
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.devices import device_text
-from gemma4_quant.runner.session import BATCH_TOKENS, LOGITS_BYTES, Session, SessionOptions
+from gemma4_quant.runner.session import Session
 from gemma4_quant.runner.weights import LoadedModel
-from gemma4_quant.text import chunk_text
+from gemma4_quant.texts.framing import Framing, has_template
 from gemma4_quant.writing.destination import check_destination
 
 
 @dataclass(frozen=True)
-class UnseenExperts:
-    """Matrices of a weight that no token was routed to."""
+class CalibrationOptions:
+    """How to calibrate.
 
-    name: str
-    experts: tuple[int, ...]
+    n_ctx: tokens of a chunk. first_chunk, n_chunks: which chunks of the whole to run; None for all from the first on.
+    framing: see sources.Cutting. parse_special: read `<bos>` and the like in plain text as tokens. process_output:
+    gather statistics of the output matrix too, which llama-imatrix leaves out where it is tied. min_expert_tokens: go
+    on with the built-in corpus until so many tokens have reached each expert; None for ENOUGH_TOKENS where the text
+    is that corpus, and for no more than the text where it is the user's. earlier: importance files of the same model
+    to add to. save_every: also write a copy, `NAME.at_N`, each so many chunks. strict_llama: batches as llama-imatrix
+    makes them of the chunks asked for (see Passes). n_threads: None for all cores.
+    n_gpu_layers: None for all that fit. devices: names of those to offload to, None for all.
+    """
+
+    n_ctx: int = 512
+    first_chunk: int = 0
+    n_chunks: int | None = None
+    framing: Framing | None = None
+    parse_special: bool = False
+    process_output: bool = True
+    min_expert_tokens: int | None = None
+    earlier: Sequence[Path] = ()
+    output_format: OutputFormat = OutputFormat.GGUF
+    save_every: int | None = None
+    strict_llama: bool = False
+    n_threads: int | None = None
+    n_gpu_layers: int | None = None
+    devices: Sequence[str] | None = None
+
+    @property
+    def cutting(self) -> Cutting:
+        """How texts become chunks."""
+        return Cutting(self.n_ctx, self.framing, self.parse_special)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only some of the chunks are asked for."""
+        return self.first_chunk > 0 or self.n_chunks is not None
 
 
 @dataclass(frozen=True)
 class CalibrationResult:
     """What `calibrate` wrote.
 
-    n_tensors: weights with statistics. unseen: experts without; they count as average ones when quantizing.
-    device: what ran the model.
+    datasets: what was read; framings: how it was put to the model. n_chunks, n_tokens: of this run, n_extra_chunks of
+    them beyond the text to reach more experts, n_resumed_chunks by an interrupted run before. n_tensors: weights with
+    statistics. experts: coverage of each layer of experts, against min_expert_tokens; the unseen ones count as
+    average ones when quantizing. device: what ran the model.
     """
 
     path: Path
     model: Path
+    datasets: tuple[str, ...]
+    framings: tuple[Framing, ...]
     n_chunks: int
+    n_extra_chunks: int
+    n_resumed_chunks: int
     n_ctx: int
     n_tokens: int
     n_tensors: int
-    unseen: tuple[UnseenExperts, ...]
+    min_expert_tokens: int
+    experts: tuple[ExpertCoverage, ...]
     device: str
     n_threads: int
     seconds: float
@@ -50,95 +94,148 @@ class CalibrationResult:
 
 def calibrate(
     model: Path,
-    texts: Sequence[Path],
+    texts: Sequence[Path | TextSource] = (),
     *,
     output: Path,
-    n_ctx: int = 512,
-    n_chunks: int | None = None,
-    n_threads: int | None = None,
-    n_gpu_layers: int | None = None,
-    process_output: bool = False,
-    parse_special: bool = False,
+    options: CalibrationOptions | None = None,
     progress: Progress | None = None,
 ) -> CalibrationResult:
-    """Write an importance file for a model from texts, with llama-imatrix's numbers.
+    """Write an importance file for a model, from the built-in corpus or from texts.
 
-    Each text is cut into chunks of `n_ctx` tokens on its own; n_chunks: at most so many in all. n_threads: None for
-    all cores. n_gpu_layers: None for all that fit. process_output: also gather statistics of the output matrix.
-    parse_special: read `<bos>` and the like in the texts as tokens. Raises InputError and its kinds for what cannot
-    be read, TextError for a text too short, NonFiniteError when activations overflow, OutputError when the file
-    cannot be written.
+    texts: UTF-8 texts, `.jsonl` files of chats, or directories of both. From a plain text it has llama-imatrix's
+    numbers. A run that was interrupted is taken up. Raises InputError and its kinds for what cannot be read,
+    TextError for a text too short, ChatTemplateError when the template refuses a chat, NonFiniteError when
+    activations overflow, RunError when llama.cpp fails, OutputError when the file cannot be written.
     """
-    if not texts:
-        raise InputError("no text to calibrate with; give at least one file")
-    check_destination(output, [model, *texts])
-    progress = progress or SilentProgress()
-    with LoadedModel(model, n_gpu_layers=n_gpu_layers) as loaded:
-        chunks = _chunks(loaded, texts, n_ctx, n_chunks, parse_special=parse_special)
-        accumulator = Accumulator(process_output=process_output)
-        options = _session_options(loaded, len(chunks), n_ctx, n_threads)
-        with Session(loaded, options, accumulator) as session:
+    options = options or CalibrationOptions()
+    sources = [text if isinstance(text, TextSource) else TextSource(text) for text in texts]
+    for written in (output, resume_file_of(output)):
+        check_destination(written, [model, *(source.path for source in sources), *options.earlier])
+    earlier = [("the files to add to", merge_files(options.earlier))] if options.earlier else []
+    with LoadedModel(model, n_gpu_layers=options.n_gpu_layers, devices=options.devices) as loaded:
+        run = _Calibration(loaded, sources, output, options)
+        run.evaluate(progress or SilentProgress())
+    importance = merge([("this run", run.importance()), *earlier])
+    write(output, importance, options.output_format)
+    run.state.remove()
+    return run.result(model, importance)
+
+
+class _Calibration:
+    """One run: its text, its state on disk, and what was gathered."""
+
+    def __init__(
+        self, model: LoadedModel, sources: Sequence[TextSource], output: Path, options: CalibrationOptions
+    ) -> None:
+        self._model = model
+        self._output = output
+        self._options = options
+        self._is_built_in = not sources
+        cutting = options.cutting
+        whole = user_chunks(model, sources, cutting) if sources else corpus_chunks(model, cutting)
+        self._text = whole.part(options.first_chunk, options.n_chunks)
+        n_planned, n_whole = len(self._text.tokens), len(whole.tokens)
+        first, n_whole = (0, n_planned) if options.strict_llama else (options.first_chunk, n_whole)
+        self._part = PartOfText(self._text.tokens, first, n_whole)
+        self._session_options = session_options(model, n_whole, options.n_ctx, options.n_threads)
+        self._used = [self._text]
+        self.state = ResumeFile(output, self._digest())
+        self._resumed = self.state.load()
+        n_resumed = self._resumed.n_chunks if self._resumed else 0
+        earlier = self._resumed.entries if self._resumed else None
+        self._accumulator = Accumulator(process_output=options.process_output, earlier=earlier)
+        self._n_resumed, self._n_done, self._n_planned = n_resumed, 0, n_planned
+        self._seconds, self._n_threads = 0.0, 0
+
+    def _digest(self) -> str:
+        """Return what changes with model, text and options."""
+        options = self._options
+        state = hashlib.sha256(f"{__version__} {options.process_output} {self._min_tokens}\n".encode())
+        state.update(f"{self._session_options} {self._part.first} {self._part.n_whole}\n".encode())
+        state.update(self._text.tokens.tobytes())
+        for tensor in self._model.file.tensors:
+            state.update(f"{tensor.name} {tensor.shape} {tensor.type.name} ".encode() + tensor.source.identity)
+        return state.hexdigest()
+
+    @property
+    def _min_tokens(self) -> int:
+        """Tokens that each expert shall see before the run ends; 0 when it ends with the text."""
+        wanted = self._options.min_expert_tokens
+        if wanted is None:
+            return ENOUGH_TOKENS if self._is_built_in and not self._options.is_part else 0
+        return wanted
+
+    def evaluate(self, progress: Progress) -> None:
+        """Run all chunks, then more where experts need them."""
+        with Session(self._model, self._session_options, self._accumulator) as session:
             started = time.monotonic()
-            _run(session, chunks, accumulator, progress)
-            seconds = time.monotonic() - started
-            used_threads = session.n_threads
-    # llama-imatrix counts whole chunks of the activations it saw, so what it skips can cost the last chunk.
-    n_whole_chunks = accumulator.n_inputs // n_ctx
-    importance = Importance(accumulator.entries(), tuple(map(str, texts)), n_whole_chunks, n_ctx)
-    write_importance(output, importance)
-    return CalibrationResult(
-        path=output,
-        model=model,
-        n_chunks=len(chunks),
-        n_ctx=n_ctx,
-        n_tokens=chunks.size,
-        n_tensors=len(importance.entries),
-        unseen=tuple(
-            UnseenExperts(name, experts) for name in sorted(importance.names) if (experts := importance.unseen(name))
-        ),
-        device=device_text(n_gpu_layers),
-        n_threads=used_threads,
-        seconds=seconds,
-        tokens_per_second=chunks.size / seconds,
-    )
+            passes = Passes(
+                session,
+                self._accumulator,
+                self.state,
+                n_resumed=self._n_resumed,
+                after_batch=self._copier(),
+            )
+            passes.run("calibrate", self._part, progress)
+            for extra in self._extra_texts():
+                if passes.n_done >= self._n_resumed and self._covers_experts():
+                    break
+                self._used.append(extra)
+                part = PartOfText(extra.tokens, 0, len(extra.tokens))
+                passes.run("more for the experts", part, progress, self._covers_experts)
+            self._n_done = passes.n_done
+            self._seconds, self._n_threads = time.monotonic() - started, session.n_threads
 
+    def _extra_texts(self) -> Iterator[TextChunks]:
+        """Yield what to go on with where experts need it: the corpus, framed as it has not been yet."""
+        framings = list(Framing) if has_template(self._model) else [Framing.RAW]
+        for framing in framings if self._min_tokens else ():
+            if not self._is_built_in or framing not in self._text.framings:
+                yield corpus_chunks(self._model, Cutting(self._options.n_ctx, framing))
 
-def _chunks(
-    model: LoadedModel, texts: Sequence[Path], n_ctx: int, n_chunks: int | None, *, parse_special: bool
-) -> npt.NDArray[np.int32]:
-    parts = [chunk_text(model, text, n_ctx, n_chunks, parse_special=parse_special).tokens for text in texts]
-    return np.concatenate(parts)[:n_chunks]
+    def _covers_experts(self) -> bool:
+        return is_covered(self._accumulator.counts(), self._min_tokens)
 
+    def _copier(self) -> Callable[[int], None]:
+        """Return what writes a copy each time that a multiple of `save_every` chunks is passed."""
+        every, n_copied = self._options.save_every, self._n_resumed
 
-def _session_options(model: LoadedModel, n_chunks: int, n_ctx: int, n_threads: int | None) -> SessionOptions:
-    """Size a session.
+        def copy(n_done: int) -> None:
+            nonlocal n_copied
+            if every is not None and n_done // every > n_copied // every:
+                path = self._output.with_name(f"{self._output.name}.at_{n_done}")
+                write(path, self.importance(), self._options.output_format)
+            n_copied = n_done
 
-    Every position asks for logits, or llama.cpp would skip the last layer's feed-forward for it; so the memory for
-    logits bounds the batch.
-    """
-    n_batch = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * model.n_vocab)))
-    together = max(1, min(n_chunks, n_batch // n_ctx))
-    n_batch = min(n_batch, together * n_ctx)
-    return SessionOptions(n_ctx=n_ctx, n_sequences=together, n_batch=n_batch, n_outputs=n_batch, n_threads=n_threads)
+        return copy
 
+    def importance(self) -> Importance:
+        """Return what was gathered so far."""
+        # llama-imatrix counts whole chunks of the activations it saw, so what it skips can cost the last chunk.
+        n_whole_chunks = self._accumulator.n_inputs // self._options.n_ctx
+        datasets = tuple(dict.fromkeys(name for text in self._used for name in text.datasets))
+        return Importance(with_lookups(self._accumulator.entries()), datasets, n_whole_chunks, self._options.n_ctx)
 
-def _run(session: Session, chunks: npt.NDArray[np.int32], accumulator: Accumulator, progress: Progress) -> None:
-    together, n_ctx = session.options.n_sequences, session.options.n_ctx
-    progress.start("calibrate", len(chunks), "chunk")
-    try:
-        for first in range(0, len(chunks), together):
-            group = chunks[first : first + together]
-            session.clear()
-            step = _even_step(n_ctx, session.options.n_batch // len(group))
-            for start in range(0, n_ctx, step):
-                session.decode(group[:, start : start + step], start, slice(None))
-            accumulator.check_finite()
-            progress.advance(len(group))
-    finally:
-        progress.finish()
-
-
-def _even_step(n_positions: int, most: int) -> int:
-    """Return positions per decode, as even as can be: a short rest would not be counted (Accumulator.wants)."""
-    n_steps = -(-n_positions // most)
-    return -(-n_positions // n_steps)
+    def result(self, model: Path, importance: Importance) -> CalibrationResult:
+        """Describe the run, and what it wrote."""
+        options = self._options
+        n_evaluated = (self._n_done - self._n_resumed) * options.n_ctx
+        enough = self._min_tokens or ENOUGH_TOKENS
+        return CalibrationResult(
+            path=self._output,
+            model=model,
+            datasets=tuple(importance.datasets),
+            framings=tuple(dict.fromkeys(framing for text in self._used for framing in text.framings)),
+            n_chunks=self._n_done,
+            n_extra_chunks=self._n_done - self._n_planned,
+            n_resumed_chunks=self._n_resumed,
+            n_ctx=options.n_ctx,
+            n_tokens=self._n_done * options.n_ctx,
+            n_tensors=len(importance.entries),
+            min_expert_tokens=enough,
+            experts=expert_coverage(importance.counts, enough),
+            device=device_text(options.n_gpu_layers, options.devices),
+            n_threads=self._n_threads,
+            seconds=self._seconds,
+            tokens_per_second=n_evaluated / max(self._seconds, 1e-9),
+        )

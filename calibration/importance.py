@@ -76,6 +76,11 @@ class Importance:
         """Names of the weights that have statistics."""
         return frozenset(self.entries)
 
+    @property
+    def counts(self) -> dict[str, Floats]:
+        """How many activations of each matrix were summed, by the weight's name."""
+        return {name: entry.counts for name, entry in self.entries.items()}
+
     def mean_square(self, name: str) -> Float32Rows:
         """Return the mean squared activation of each input column, (n_matrices, n_in) float32.
 

@@ -1,7 +1,8 @@
 """Adding up importance files: parts of one calibration made on several machines, or calibrations on several texts.
 
-Sums and counts are added in float64. A part of `calibrate` holds its sums in full, each a sum of float32 numbers (one
-for every batch), so adding parts rounds nothing unless a column's sums of batches differ in size by more than 2²⁹.
+Sums and counts are added in float64, in which `calibrate` stores the sums of a part beside those in float32. So the
+parts of a text give the counts and float32 sums of the whole, except where a sum lies within some 1e-15 of the middle
+between two float32 numbers.
 """
 
 from collections.abc import Sequence

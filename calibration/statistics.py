@@ -124,3 +124,17 @@ def _averaged(layer: int, tensors: list[TensorStatistics]) -> LayerStatistics:
         outlier_share=float(np.average([each.outlier_share for each in tensors], weights=weights)),
         cosine=float(np.average([each.cosine or 0.0 for each in tensors], weights=weights)),
     )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of an importance file, tensor by tensor and layer by layer."""
+
+    tensors: tuple[TensorStatistics, ...]
+    layers: tuple[LayerStatistics, ...]
+
+
+def statistics(importance: Importance) -> Statistics:
+    """Return all statistics of an importance file."""
+    tensors = tensor_statistics(importance)
+    return Statistics(tensors, layer_statistics(tensors))

@@ -1,13 +1,93 @@
-"""`gemma4-quant calibrate`: text → importance matrix."""
+"""`gemma4-quant calibrate`: text → importance matrix, and what else is done with such files."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma4_quant.cli.options import Chunks, ContextSize, GgufArgument, GpuLayers, Json, Threads, Verbose
+from gemma4_quant.cli.options import Chunks, ContextSize, GpuLayers, Json, Threads, Verbose
 from gemma4_quant.cli.run import command, emit, set_up_logging, terminal_progress
-from gemma4_quant.errors import listed
+
+if TYPE_CHECKING:
+    from gemma4_quant.calibration.files import OutputFormat
+    from gemma4_quant.calibration.sources import TextSource
+
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="MODEL.gguf",
+        help="GGUF file of a Gemma 4 model; with --merge or --show-statistics, importance files.",
+        show_default=False,
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-f",
+        "--file",
+        metavar="PATH[=WEIGHT]",
+        help="UTF-8 text (read raw, as llama-imatrix does), .jsonl of chats (framed as turns), or a directory of "
+        "both; repeatable, a chunk of weight 2 counts twice [default: the built-in corpus, framed as turns].",
+        show_default=False,
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output-file", help="Importance file to write.")]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw",
+        help="Frame plain text too as turns of the model's template; read all as it is, chats too.",
+        show_default=False,
+    ),
+]
+ParseSpecial = Annotated[
+    bool, typer.Option("--parse-special", help="Read tokens such as <|turn> in plain text as tokens.")
+]
+FromChunk = Annotated[
+    int, typer.Option("--from-chunk", "--chunk", min=0, help="Leave out the first N chunks; merge the parts later.")
+]
+MinExpertTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--min-expert-tokens",
+        min=1,
+        metavar="N",
+        help="Go on with the built-in corpus until N tokens have reached each expert "
+        "[default: 256 when the text is that corpus, else only report].",
+        show_default=False,
+    ),
+]
+ProcessOutput = Annotated[
+    bool | None,
+    typer.Option(
+        "--process-output/--no-process-output",
+        help="Collect for the output matrix too, tied or not [default: yes, unless --strict-llama].",
+        show_default=False,
+    ),
+]
+StrictLlama = Annotated[
+    bool, typer.Option("--strict-llama", help="Collect what llama-imatrix collects, in the batches it makes.")
+]
+InFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--in-file", help="Importance file to add to; repeatable.", show_default=False),
+]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Add up the importance files named, instead of running a model.")
+]
+ShowStatistics = Annotated[
+    bool, typer.Option("--show-statistics", help="Print statistics of one importance file, and write nothing.")
+]
+Format = Annotated[
+    str,
+    typer.Option("--output-format", metavar="gguf|dat", help="dat is llama.cpp's older format."),
+]
+SaveFrequency = Annotated[
+    int | None,
+    typer.Option(
+        "--save-frequency", min=1, metavar="N", help="Also keep a copy, NAME.at_N, each N chunks.", show_default=False
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -16,55 +96,121 @@ def register(app: typer.Typer) -> None:
     @command(
         app,
         examples=[
-            "gemma4-quant calibrate model-BF16.gguf -f text.txt",
-            "gemma4-quant calibrate model-BF16.gguf -f text.txt -o imatrix.gguf --chunks 100",
+            "gemma4-quant calibrate model-BF16.gguf",
+            "gemma4-quant calibrate model-BF16.gguf -f text.txt -f chats.jsonl=2 -o imatrix.gguf --chunks 100",
+            "gemma4-quant calibrate --merge part1.gguf part2.gguf -o imatrix.gguf",
         ],
     )
     def calibrate(
-        model: GgufArgument,
-        text: Annotated[
-            list[Path], typer.Option("-f", "--file", help="UTF-8 text to run; repeatable.", show_default=False)
-        ],
-        output: Annotated[Path, typer.Option("-o", "--output-file", help="Importance file to write.")] = Path(
-            "imatrix.gguf"
-        ),
+        files: Files = None,
+        text: Texts = None,
+        output: Output = Path("imatrix.gguf"),
         ctx_size: ContextSize = 512,
         chunks: Chunks = None,
-        process_output: Annotated[
-            bool, typer.Option("--process-output", help="Collect for output.weight too.")
-        ] = False,
-        parse_special: Annotated[
-            bool, typer.Option("--parse-special", help="Read tokens such as <|turn> in the text as tokens.")
-        ] = False,
+        from_chunk: FromChunk = 0,
+        chat: Chat = None,
+        parse_special: ParseSpecial = False,
+        min_expert_tokens: MinExpertTokens = None,
+        process_output: ProcessOutput = None,
+        strict_llama: StrictLlama = False,
+        in_file: InFiles = None,
+        merge: Merge = False,
+        show_statistics: ShowStatistics = False,
+        output_format: Format = "gguf",
+        save_frequency: SaveFrequency = None,
         n_gpu_layers: GpuLayers = 0,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
     ) -> None:
         """Run text through a model and record how strongly each input column is used."""
-        from gemma4_quant import calibration
+        from gemma4_quant.calibration.collect import CalibrationOptions, calibrate
+        from gemma4_quant.cli.calibrate_text import calibration_text
+        from gemma4_quant.texts.framing import Framing
 
         set_up_logging(verbose=verbose)
-        result = calibration.calibrate(
-            model,
-            text,
-            output=output,
+        named, earlier = files or [], in_file or []
+        if show_statistics:
+            _show_statistics([*named, *earlier], as_json=json)
+            return
+        if merge or (not named and earlier and not text):
+            _merge([*named, *earlier], output, output_format, min_expert_tokens, as_json=json)
+            return
+        if len(named) != 1:
+            raise typer.BadParameter(
+                f"one model is calibrated at a time, and {len(named)} files are named; to add importance files up, "
+                "pass --merge"
+            )
+        options = CalibrationOptions(
             n_ctx=ctx_size,
+            first_chunk=from_chunk,
             n_chunks=chunks,
+            framing=None if chat is None else Framing.TURN if chat else Framing.RAW,
+            parse_special=parse_special,
+            process_output=not strict_llama if process_output is None else process_output,
+            min_expert_tokens=min_expert_tokens,
+            earlier=earlier,
+            output_format=_format(output_format),
+            save_every=save_frequency,
+            strict_llama=strict_llama,
             n_threads=threads,
             n_gpu_layers=n_gpu_layers,
-            process_output=process_output,
-            parse_special=parse_special,
-            progress=terminal_progress(),
         )
-        lines = [
-            f"wrote {result.path}: {result.n_tensors} tensors from {result.n_tokens:,} tokens "
-            f"({result.n_chunks} chunks) in {result.seconds:.1f} s on {result.device}"
-        ]
-        if result.unseen:
-            n_experts = sum(len(each.experts) for each in result.unseen)
-            lines.append(
-                f"{n_experts} experts saw no token and will count as average ones; more text helps: "
-                + listed(each.name for each in result.unseen)
-            )
-        emit(result, as_json=json, text="\n".join(lines))
+        result = calibrate(
+            named[0], _sources(text or []), output=output, options=options, progress=terminal_progress()
+        )
+        emit(result, as_json=json, text=calibration_text(result))
+
+
+def _sources(texts: list[str]) -> "list[TextSource]":
+    """Read PATH or PATH=WEIGHT; what follows the last `=` is a weight if it is a number and there is no such file."""
+    from gemma4_quant.calibration.sources import TextSource
+    from gemma4_quant.source import exists
+
+    sources = []
+    for text in texts:
+        path, sign, weight = text.rpartition("=")
+        if not sign or exists(Path(text)):
+            sources.append(TextSource(Path(text)))
+            continue
+        try:
+            sources.append(TextSource(Path(path), float(weight)))
+        except ValueError:
+            sources.append(TextSource(Path(text)))
+    return sources
+
+
+def _format(name: str) -> "OutputFormat":
+    from gemma4_quant.calibration.files import OutputFormat
+
+    try:
+        return OutputFormat(name.lower())
+    except ValueError as error:
+        raise typer.BadParameter(f"{name} is no format of importance files; use gguf or dat") from error
+
+
+def _merge(
+    files: list[Path], output: Path, output_format: str, min_expert_tokens: int | None, *, as_json: bool
+) -> None:
+    from gemma4_quant.calibration.coverage import ENOUGH_TOKENS
+    from gemma4_quant.calibration.files import merge_importance
+    from gemma4_quant.cli.calibrate_text import merge_text
+
+    result = merge_importance(
+        files,
+        output,
+        output_format=_format(output_format),
+        min_expert_tokens=min_expert_tokens or ENOUGH_TOKENS,
+    )
+    emit(result, as_json=as_json, text=merge_text(result))
+
+
+def _show_statistics(files: list[Path], *, as_json: bool) -> None:
+    from gemma4_quant.calibration.importance import read_importance
+    from gemma4_quant.calibration.statistics import statistics
+    from gemma4_quant.cli.calibrate_text import statistics_text
+
+    if len(files) != 1:
+        raise typer.BadParameter(f"statistics are shown of one importance file at a time, and {len(files)} are named")
+    found = statistics(read_importance(files[0]))
+    emit(found, as_json=as_json, text=statistics_text(found))

@@ -31,7 +31,7 @@ from projector_checkpoints import write_multimodal
 from tiny_models import write_tiny_gguf, write_tiny_importance
 
 from gemma4_quant.adapter_conversion import convert_adapter
-from gemma4_quant.calibration import calibrate
+from gemma4_quant.calibration import CalibrationOptions, calibrate
 from gemma4_quant.calibration.importance import read_importance
 from gemma4_quant.conversion import convert
 from gemma4_quant.converters.projector import load_projector
@@ -70,7 +70,9 @@ def gguf_readers(bench: Bench) -> dict[str, Reader]:
     return {
         "inspect": lambda path, _out: inspect(path),
         "quantize": lambda path, out: quantize(path, out / "out.gguf", FileType.Q8_0, n_threads=1),
-        "calibrate": lambda path, out: calibrate(path, [bench.text], output=out / "i.gguf", n_ctx=16, n_threads=1),
+        "calibrate": lambda path, out: calibrate(
+            path, [bench.text], output=out / "i.gguf", options=CalibrationOptions(n_ctx=16, n_threads=1)
+        ),
     }
 
 
