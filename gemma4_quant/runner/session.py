@@ -83,12 +83,11 @@ class Session:
         the context, most often for lack of memory.
         """
         options.check()
-        trained = int(libraries().llama.llama_model_n_ctx_train(model.handle))
-        if options.n_ctx > trained:
+        if options.n_ctx > model.n_ctx_train:
             logger.warning(
                 "%s was trained on at most %d positions, and is run with %d: what it says of the rest means little",
                 model.path,
-                trained,
+                model.n_ctx_train,
                 options.n_ctx,
             )
         self.model = model

@@ -29,8 +29,8 @@ class LoadedModel:
     """The weights of a GGUF file in llama.cpp's hands, memory-mapped; a context manager.
 
     path: the file, or any shard of a split model. file: its metadata and tensors. n_vocab: number of tokens. bos: the
-    token that begins a text. add_bos: whether a text begins with it. n_gpu_layers: layers to offload; None for all
-    that fit.
+    token that begins a text. add_bos: whether a text begins with it. n_ctx_train: positions it was trained on.
+    n_gpu_layers: layers to offload; None for all that fit.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class LoadedModel:
         self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocab))
         self.bos = int(self._llama.llama_vocab_bos(self._vocab))
         self.add_bos = bool(self._llama.llama_vocab_get_add_bos(self._vocab)) and self.bos >= 0
+        self.n_ctx_train = int(self._llama.llama_model_n_ctx_train(self.handle))
 
     def __enter__(self) -> Self:
         """Return the model."""

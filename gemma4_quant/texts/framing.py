@@ -112,6 +112,11 @@ class Framer:
         if self._template is not None:
             self._template.close()
 
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the template's process was stopped, so that it renders nothing any more."""
+        return self._template is not None and self._template.has_ended
+
     def frame(self, document: Document) -> tuple[FramedDocument, ...]:
         """Frame a document: one, or several turns of a plain text that is longer than n_ctx.
 

@@ -28,7 +28,7 @@ REQUEST = "Write a text."
 CHANNEL, END_OF_CHANNEL = "<|channel>", "<channel|>"
 THOUGHT = f"{CHANNEL}thought\n"
 
-_THOUGHTS = re.compile(rf"\s*{re.escape(THOUGHT)}(.*?){re.escape(END_OF_CHANNEL)}", re.DOTALL)
+_THOUGHTS = re.compile(rf"\s*{re.escape(THOUGHT)}(.*?)(?:{re.escape(END_OF_CHANNEL)}|\Z)", re.DOTALL)
 _HEADERS = re.compile(rf"<\|turn>[^\n]*\n|{re.escape(THOUGHT)}|(?<=<turn\|>)\n")
 """What Gemma 4's template puts at the beginning and end of turns and thoughts."""
 _PRIVATE = range(0xE000, 0xF900)
