@@ -23,11 +23,11 @@ LIMITS = {
 def condition_lines(comparison: RunComparison) -> tuple[str, ...]:
     """Say which conditions differ, and which models only one of the runs measured."""
     lines = [
-        f"{each.what} differs: {each.earlier} earlier, {each.now} now{LIMITS.get(each.limits, '')}"
+        f"{each.what}: {each.earlier} earlier, {each.now} now{LIMITS.get(each.limits, '')}"
         for each in comparison.differences
     ]
-    lines += [f"only in the earlier run: {name}" for name in comparison.gone]
-    lines += [f"only in this run: {name}" for name in comparison.added]
+    lines += [f"only in the earlier run: {', '.join(comparison.gone)}"] if comparison.gone else []
+    lines += [f"only in this run: {', '.join(comparison.added)}"] if comparison.added else []
     return tuple(map(clean, lines))
 
 

@@ -78,7 +78,9 @@ def files_table(result: BenchResult) -> Table:
     if reference is not None and not any(model.is_reference for model in result.models):
         rows += [_row(fact, reference) for fact in reference.files]
     return Table(
-        "Files", (_text("file"), Column("bytes"), _text("model"), _text("SHA-256")), tuple(dict.fromkeys(rows))
+        "Files",
+        (_text("file"), Column("bytes"), _text("model"), Column("SHA-256", is_text=True, is_code=True)),
+        tuple(dict.fromkeys(rows)),
     )
 
 
@@ -100,7 +102,11 @@ def texts_table(result: BenchResult) -> Table | None:
         for text in result.texts
     )
     numbers = map(Column, ("documents", "tokens", "scored"))
-    return Table("Texts", (_text("domain"), _text("text"), *numbers, _text("SHA-256 of tokens")), rows)
+    return Table(
+        "Texts",
+        (_text("domain"), _text("text"), *numbers, Column("SHA-256 of tokens", is_text=True, is_code=True)),
+        rows,
+    )
 
 
 def types_text(file: ModelFile, n_types: int = 4) -> str:

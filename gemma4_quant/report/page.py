@@ -50,7 +50,7 @@ class Page:
     """All that the template writes, as text and tables; nothing in it is trusted but the figures' markup."""
 
     title: str
-    lead: str
+    lead: tuple[str, ...]
     version: str
     warnings: tuple[str, ...]
     summary: tuple[str, ...]
@@ -161,7 +161,7 @@ def _title(models: tuple[Named, ...]) -> str:
     return f"{count_text(len(models), 'model')} measured"
 
 
-def _lead(result: BenchResult) -> str:
+def _lead(result: BenchResult) -> tuple[str, ...]:
     conditions = result.conditions
     parts = [f"Compared with {reference_text(result)}" if result.reference is not None else "Without a reference"]
     n_positions = sum(text.n_positions for text in result.texts)
@@ -170,14 +170,14 @@ def _lead(result: BenchResult) -> str:
         parts.append(f"{count_text(n_positions, 'prediction')}{domains} scored, {conditions.framing}-framed")
     parts.append(f"{conditions.device}, {count_text(conditions.n_threads, 'thread')}")
     parts.append(conditions.started[:10])
-    return clean(" · ".join(parts))
+    return tuple(map(clean, parts))
 
 
 def _summary(models: tuple[Named, ...]) -> tuple[str, ...]:
     compared = [model for model in models if model.divergence is not None and not model.model.is_reference]
     front = [model for model in compared if model.on_front]
     lines = []
-    if front:
+    if len(compared) > 1:
         least = min(front, key=lambda model: model.divergence or 0.0)
         lines.append(
             f"◆ marks the files that no other beats in both size and divergence: {len(front)} of {len(compared)} "

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and the unit of its numbers, empty for plain ones. is_text: words, not numbers."""
+    """A column's title and the unit of its numbers, empty for plain ones. is_text: words; is_code: hashes."""
 
     title: str
     unit: str = ""
     is_text: bool = False
+    is_code: bool = False
 
     @property
     def heading(self) -> str:

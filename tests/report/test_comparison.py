@@ -93,7 +93,7 @@ def test_conditions_that_differ_are_said_first_and_limit_what_is_compared(change
     assert changes["perplexity"].verdict is quality
     assert changes_of(comparison, "E2B-Q6_K")["KL mean"].verdict is divergence
     text = comparison_text(comparison, 100)
-    assert text.index("differs: ") < text.index("model  ")
+    assert text.index(" earlier, ") < text.index("model  ")
 
 
 def test_another_reference_limits_divergence_but_not_perplexity():

@@ -100,12 +100,12 @@ def linear_scale(
 
 
 def log_scale(values: Iterable[float], extent: Extent, *, max_ticks: int = 8) -> LogScale:
-    """Return a scale over all positive finite values, with as many of the ticks 1, 2, 5 · 10ⁿ as have room."""
+    """Return a scale over all positive finite values, with as many ticks of one digit as have room."""
     low, high = _range(value for value in values if value > 0)
     if low <= 0:
         low, high = 0.1, 1.0
     low, high = low / 1.15, high * 1.15
-    if high / low < 4:  # less than two of the ticks below would be on the axis
+    if high / low < 4:  # at least three of the ticks below are on such an axis
         middle = (low * high) ** 0.5
         low, high = middle / 2, middle * 2
     return LogScale(low, high, extent, _log_ticks(low, high, max_ticks))
@@ -113,7 +113,7 @@ def log_scale(values: Iterable[float], extent: Extent, *, max_ticks: int = 8) ->
 
 def _log_ticks(low: float, high: float, max_ticks: int) -> tuple[Tick, ...]:
     first, last = floor(log10(low)), ceil(log10(high))
-    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+    for mantissas in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = _ticks_of(mantissas, range(first, last + 1), low, high)
         if len(ticks) <= max_ticks:
             return ticks
