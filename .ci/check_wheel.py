@@ -1,4 +1,4 @@
-"""Fail unless a wheel installs `gemma4_quant` alone, with all of its packages and its type marker."""
+"""Fail unless a wheel installs `gemma4_quant` alone, with all of its packages, texts and its type marker."""
 
 import sys
 import zipfile
@@ -12,15 +12,19 @@ FOLDERS = {
 }
 """Folders of the repository and where a wheel has them."""
 
+SUFFIXES = {".py", ".jsonl", ".txt"}
+"""Modules, and the texts of calibration and measurement."""
+
 
 def expected() -> list[str]:
-    """List the files that a wheel must have: every module, and the type marker."""
-    modules = [
+    """List the files that a wheel must have: every module, every text, and the type marker."""
+    files = [
         f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, place in FOLDERS.items()
-        for path in sorted((ROOT / folder).rglob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in SUFFIXES
     ]
-    return ["gemma4_quant/py.typed", *modules]
+    return ["gemma4_quant/py.typed", *files]
 
 
 def problems(wheel: Path) -> list[str]:

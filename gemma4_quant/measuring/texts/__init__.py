@@ -1,4 +1,4 @@
-"""The built-in evaluation texts, in our own words: a folder of chats or plain texts for each domain.
+"""The built-in evaluation texts, in our own words: below `by-domain`, a folder of chats or plain texts for each.
 
 None of them shares a phrase with the calibration corpus or its prompts, so that measuring on them is fair after
 calibrating on those.
@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 from gemma4_quant.texts.documents import Document, read_documents
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "by-domain"
+"""No name of a package: folders of texts are data, also for setuptools."""
+
 DOMAINS = ("languages", "code", "mathematics", "tools", "documents")
 
 
