@@ -15,9 +15,19 @@ from gemma4_quant.calibration.merging import merge, merge_files
 from gemma4_quant.calibration.output_matrix import with_lookups
 from gemma4_quant.calibration.passes import PartOfText, Passes, session_options
 from gemma4_quant.calibration.resume import ResumeFile, resume_file_of
-from gemma4_quant.calibration.sources import Cutting, TextChunks, TextSource, corpus_chunks, user_chunks
+from gemma4_quant.calibration.self_text import SelfTextOptions, write_self_text
+from gemma4_quant.calibration.sources import (
+    Cutting,
+    TextChunks,
+    TextSource,
+    corpus_chunks,
+    document_chunks,
+    joined,
+    user_chunks,
+)
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.devices import device_text
+from gemma4_quant.runner.sampling import SamplingOptions
 from gemma4_quant.runner.session import Session
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.texts.framing import Framing, has_template
@@ -35,7 +45,8 @@ class CalibrationOptions:
     is that corpus, and for no more than the text where it is the user's. earlier: importance files of the same model
     to add to. save_every: also write a copy, `NAME.at_N`, each so many chunks. strict_llama: batches as llama-imatrix
     makes them of the chunks asked for (see Passes). n_threads: None for all cores.
-    n_gpu_layers: None for all that fit. devices: names of those to offload to, None for all.
+    n_self_tokens: let the model write so much text and calibrate with it, beside texts of the user's if there are
+    any. seed: of that text. n_gpu_layers: None for all that fit. devices: names of those to offload to, None for all.
     """
 
     n_ctx: int = 512
@@ -43,6 +54,8 @@ class CalibrationOptions:
     n_chunks: int | None = None
     framing: Framing | None = None
     parse_special: bool = False
+    n_self_tokens: int = 0
+    seed: int = 0
     process_output: bool = True
     min_expert_tokens: int | None = None
     earlier: Sequence[Path] = ()
@@ -68,14 +81,15 @@ class CalibrationOptions:
 class CalibrationResult:
     """What `calibrate` wrote.
 
-    datasets: what was read; framings: how it was put to the model. n_chunks, n_tokens: of this run, n_extra_chunks of
-    them beyond the text to reach more experts, n_resumed_chunks by an interrupted run before. n_tensors: weights with
-    statistics. experts: coverage of each layer of experts, against min_expert_tokens; the unseen ones count as
-    average ones when quantizing. device: what ran the model.
+    self_text: what the model wrote, if it did. datasets: what was read; framings: how it was put to the model.
+    n_chunks, n_tokens: of this run, n_extra_chunks of them beyond the text to reach more experts, n_resumed_chunks by
+    an interrupted run before. n_tensors: weights with statistics. experts: coverage of each layer of experts, against
+    min_expert_tokens; the unseen ones count as average ones when quantizing. device: what ran the model.
     """
 
     path: Path
     model: Path
+    self_text: Path | None
     datasets: tuple[str, ...]
     framings: tuple[Framing, ...]
     n_chunks: int
@@ -107,32 +121,41 @@ def calibrate(
     TextError for a text too short, ChatTemplateError when the template refuses a chat, NonFiniteError when
     activations overflow, RunError when llama.cpp fails, OutputError when the file cannot be written.
     """
-    options = options or CalibrationOptions()
+    options, progress = options or CalibrationOptions(), progress or SilentProgress()
     sources = [text if isinstance(text, TextSource) else TextSource(text) for text in texts]
     for written in (output, resume_file_of(output)):
         check_destination(written, [model, *(source.path for source in sources), *options.earlier])
     earlier = [("the files to add to", merge_files(options.earlier))] if options.earlier else []
     with LoadedModel(model, n_gpu_layers=options.n_gpu_layers, devices=options.devices) as loaded:
-        run = _Calibration(loaded, sources, output, options)
-        run.evaluate(progress or SilentProgress())
+        run = _Calibration(loaded, sources, output, options, progress)
+        run.evaluate(progress)
     importance = merge([("this run", run.importance()), *earlier])
     write(output, importance, options.output_format)
     run.state.remove()
     return run.result(model, importance)
 
 
+def self_text_of(output: Path) -> Path:
+    """Return where the text is kept that a model writes for its calibration; `-f` reads it again."""
+    return output.with_name(output.stem + ".self.jsonl")
+
+
 class _Calibration:
     """One run: its text, its state on disk, and what was gathered."""
 
     def __init__(
-        self, model: LoadedModel, sources: Sequence[TextSource], output: Path, options: CalibrationOptions
+        self,
+        model: LoadedModel,
+        sources: Sequence[TextSource],
+        output: Path,
+        options: CalibrationOptions,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._output = output
         self._options = options
-        self._is_built_in = not sources
-        cutting = options.cutting
-        whole = user_chunks(model, sources, cutting) if sources else corpus_chunks(model, cutting)
+        self._is_built_in = not sources and options.n_self_tokens == 0
+        whole = self._whole_text(sources, progress)
         self._text = whole.part(options.first_chunk, options.n_chunks)
         n_planned, n_whole = len(self._text.tokens), len(whole.tokens)
         first, n_whole = (0, n_planned) if options.strict_llama else (options.first_chunk, n_whole)
@@ -146,6 +169,20 @@ class _Calibration:
         self._accumulator = Accumulator(process_output=options.process_output, earlier=earlier)
         self._n_resumed, self._n_done, self._n_planned = n_resumed, 0, n_planned
         self._seconds, self._n_threads = 0.0, 0
+
+    def _whole_text(self, sources: Sequence[TextSource], progress: Progress) -> TextChunks:
+        """Return what the user asks for; lets the model write its own text if that is wanted."""
+        options = self._options
+        if self._is_built_in:
+            return corpus_chunks(self._model, options.cutting)
+        parts = [user_chunks(self._model, sources, options.cutting)] if sources else []
+        if options.n_self_tokens:
+            path = self_text_of(self._output)
+            sampling = SamplingOptions(seed=options.seed)
+            wanted = SelfTextOptions(options.n_self_tokens, sampling=sampling, n_threads=options.n_threads)
+            documents = write_self_text(path, self._model, wanted, progress=progress)
+            parts.append(document_chunks(self._model, documents, options.cutting, str(path)))
+        return joined(parts)
 
     def _digest(self) -> str:
         """Return what changes with model, text and options."""
@@ -224,6 +261,7 @@ class _Calibration:
         return CalibrationResult(
             path=self._output,
             model=model,
+            self_text=self_text_of(self._output) if options.n_self_tokens else None,
             datasets=tuple(importance.datasets),
             framings=tuple(dict.fromkeys(framing for text in self._used for framing in text.framings)),
             n_chunks=self._n_done,

@@ -9,7 +9,7 @@ passes over it. llama.cpp's older `.dat` files are read as well (legacy_dat).
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from gemma4_quant.writing.destination import cannot_write, partial_of
 _SUMS = ".in_sum2"
 _COUNTS = ".counts"
 _FULL_SUMS = ".in_sum2_f64"
+_FEWEST_TOKENS = 8
+"""Estimates from fewer activations were worse than none: see docs/measurements.md, tokens that an expert needs."""
+
 _MAX_NAME_BYTES = 63  # GGML_MAX_NAME without its final zero
 
 
@@ -84,24 +87,43 @@ class Importance:
     def mean_square(self, name: str) -> Float32Rows:
         """Return the mean squared activation of each input column, (n_matrices, n_in) float32.
 
-        A matrix that saw no activation (see `unseen`) gets the mean over the matrices that did: an expert that was
-        never routed to is treated like an average one, where llama.cpp would take 1 for every column. Raises
-        ImportanceError when there is no such weight, or when none of its matrices saw anything.
+        A matrix that saw next to nothing (see `lent`) gets the mean over the matrices that saw more: an expert that
+        was hardly ever routed to is treated like an average one, where llama.cpp would take 1 for every column of one
+        that never was. Raises ImportanceError when there is no such weight, or when none of its matrices saw
+        anything.
         """
         entry = self.entries.get(name)
         if entry is None:
             raise ImportanceError(f"the importance file says nothing of {name}")
-        seen = entry.counts > 0
-        if not seen.any():
+        if not entry.counts.any():
             raise ImportanceError(f"no activation of {name} was counted; calibrate with more text")
+        own = ~_is_lent(entry.counts)
         means = np.zeros(entry.sums.shape, np.float64)
-        np.divide(entry.sums, entry.counts[:, None], out=means, where=seen[:, None])
-        means[~seen] = means[seen].mean(axis=0)
+        np.divide(entry.sums, entry.counts[:, None], out=means, where=own[:, None])
+        means[~own] = means[own].mean(axis=0)
         return means.astype(np.float32)
 
     def unseen(self, name: str) -> tuple[int, ...]:
         """Return the matrices of a weight that saw no activation: experts that were never routed to."""
         return tuple(int(i) for i in np.flatnonzero(self.entries[name].counts == 0))
+
+    def lent(self, name: str) -> tuple[int, ...]:
+        """Return the matrices of a weight whose importance is the mean of the others, since they saw too little."""
+        return tuple(int(i) for i in np.flatnonzero(_is_lent(self.entries[name].counts)))
+
+    def of_matrices(self, n_matrices: Mapping[str, int]) -> "Importance":
+        """Return the statistics with those of stacked weights matrix by matrix; see Entry.of_matrices.
+
+        n_matrices: of the weights of a model, by name.
+        """
+        entries = {name: entry.of_matrices(n_matrices.get(name, 1)) for name, entry in self.entries.items()}
+        return replace(self, entries=entries)
+
+
+def _is_lent(counts: Floats) -> npt.NDArray[np.bool_]:
+    """Tell which matrices saw too few activations, (n_matrices,) bool; where all did, those that saw none."""
+    few: npt.NDArray[np.bool_] = counts < _FEWEST_TOKENS
+    return counts == 0 if few.all() else few
 
 
 def read_importance(path: Path) -> Importance:

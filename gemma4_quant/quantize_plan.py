@@ -1,7 +1,7 @@
 """The plan of a quantized file: what a recipe makes of a model and its importance."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,6 +72,8 @@ def quantize_plan(
     """
     if not model.tensors:
         raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
+    if importance is not None:
+        importance = importance.of_matrices({tensor.name: tensor.n_matrices for tensor in model.tensors})
     measured = _importance_of(model, importance, importance_path)
     measured = {name: rows for name, rows in measured.items() if recipe.uses_importance_of(name)}
     moments = moments_of(model, second_moments.file) if second_moments else {}
@@ -85,6 +87,8 @@ def quantize_plan(
     choices, padding = grids.choices, padded_widths(unpadded, model)
     weights = padded_importance(model, pruned_importance(measured, recipe.prune_layers))
     _refuse_missing_importance(weights, recipe, choices)
+    if importance is not None:
+        _judge_lent_importance(importance, measured, requires_importance(recipe, choices))
     _refuse_missing_encoders(model, recipe, choices)
     _refuse_requantizing(model, choices, allow=allow_requantize)
     metadata = _metadata(model, recipe.file_type, importance, importance_path)
@@ -195,6 +199,30 @@ def _refuse_missing_importance(
         raise ImportanceError(
             f"{recipe.file_type.name} is garbage without importance of {listed(needing)} ({len(needing)} tensors); "
             "run calibrate and pass --imatrix"
+        )
+
+
+def _judge_lent_importance(importance: Importance, used: Iterable[str], needing: Iterable[str]) -> None:
+    """Warn of experts whose importance is lent; raise ImportanceError where most are and the type needs it.
+
+    used: weights whose importance is used. needing: those whose types need it.
+    """
+    lent = {name: experts for name in used if (experts := importance.lent(name))}
+    needed = set(needing)
+    if refused := [name for name, experts in lent.items() if 2 * len(experts) > len(importance.counts[name])]:
+        refused = [name for name in refused if name in needed]
+    if refused:
+        raise ImportanceError(
+            f"most experts of {listed(refused)} saw no text when importance was measured, and their type is garbage "
+            "without; calibrate with --min-expert-tokens, or use a type of four bits"
+        )
+    if lent:
+        each = (f"{name} ({len(experts)} of {len(importance.counts[name])})" for name, experts in lent.items())
+        logger.warning(
+            "%d experts saw too little text and get the mean importance of their layer: %s; calibrate with "
+            "--min-expert-tokens to change that",
+            sum(map(len, lent.values())),
+            listed(each, 4),
         )
 
 

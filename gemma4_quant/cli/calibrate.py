@@ -9,6 +9,7 @@ from gemma4_quant.cli.options import Chunks, ContextSize, GpuLayers, Json, Threa
 from gemma4_quant.cli.run import command, emit, set_up_logging, terminal_progress
 
 if TYPE_CHECKING:
+    from gemma4_quant.calibration.collect import CalibrationResult
     from gemma4_quant.calibration.files import OutputFormat
     from gemma4_quant.calibration.sources import TextSource
 
@@ -46,6 +47,16 @@ ParseSpecial = Annotated[
 FromChunk = Annotated[
     int, typer.Option("--from-chunk", "--chunk", min=0, help="Leave out the first N chunks; merge the parts later.")
 ]
+SelfTokens = Annotated[
+    int,
+    typer.Option(
+        "--self",
+        min=0,
+        metavar="N",
+        help="Let the model write N tokens of text, kept beside the matrix, and calibrate with that.",
+    ),
+]
+Seed = Annotated[int, typer.Option("-s", "--seed", min=0, help="Seed of the text that the model writes.")]
 MinExpertTokens = Annotated[
     int | None,
     typer.Option(
@@ -89,6 +100,28 @@ SaveFrequency = Annotated[
     ),
 ]
 
+Hessian = Annotated[
+    bool,
+    typer.Option(
+        "--hessian",
+        help="Also gather second moments, into NAME.hessian.gguf beside the importance file: what "
+        "quantize --calibration halves the divergence with.",
+    ),
+]
+HessianFile = Annotated[
+    Path | None, typer.Option("--hessian-file", help="File for them; implies --hessian.", show_default=False)
+]
+HessianMemory = Annotated[
+    float,
+    typer.Option(
+        "--hessian-memory",
+        min=0.001,
+        metavar="GIB",
+        help="Memory for them. Weights that need more than an eighth get 256-wide blocks on the diagonal, and the text "
+        "is run as often as all together need.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -98,6 +131,8 @@ def register(app: typer.Typer) -> None:
         examples=[
             "gemma4-quant calibrate model-BF16.gguf",
             "gemma4-quant calibrate model-BF16.gguf -f text.txt -f chats.jsonl=2 -o imatrix.gguf --chunks 100",
+            "gemma4-quant calibrate model-BF16.gguf --self 50000",
+            "gemma4-quant calibrate model-BF16.gguf --hessian",
             "gemma4-quant calibrate --merge part1.gguf part2.gguf -o imatrix.gguf",
         ],
     )
@@ -110,6 +145,8 @@ def register(app: typer.Typer) -> None:
         from_chunk: FromChunk = 0,
         chat: Chat = None,
         parse_special: ParseSpecial = False,
+        self_tokens: SelfTokens = 0,
+        seed: Seed = 0,
         min_expert_tokens: MinExpertTokens = None,
         process_output: ProcessOutput = None,
         strict_llama: StrictLlama = False,
@@ -118,6 +155,9 @@ def register(app: typer.Typer) -> None:
         show_statistics: ShowStatistics = False,
         output_format: Format = "gguf",
         save_frequency: SaveFrequency = None,
+        hessian: Hessian = False,
+        hessian_file: HessianFile = None,
+        hessian_memory: HessianMemory = 4.0,
         n_gpu_layers: GpuLayers = 0,
         threads: Threads = None,
         json: Json = False,
@@ -125,7 +165,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run text through a model and record how strongly each input column is used."""
         from gemma4_quant.calibration.collect import CalibrationOptions, calibrate
+        from gemma4_quant.calibration.collect_moments import calibrate_moments
         from gemma4_quant.cli.calibrate_text import calibration_text
+        from gemma4_quant.cli.moments_text import moments_text
         from gemma4_quant.texts.framing import Framing
 
         set_up_logging(verbose=verbose)
@@ -148,6 +190,8 @@ def register(app: typer.Typer) -> None:
             framing=None if chat is None else Framing.TURN if chat else Framing.RAW,
             parse_special=parse_special,
             process_output=not strict_llama if process_output is None else process_output,
+            n_self_tokens=self_tokens,
+            seed=seed,
             min_expert_tokens=min_expert_tokens,
             earlier=earlier,
             output_format=_format(output_format),
@@ -159,7 +203,22 @@ def register(app: typer.Typer) -> None:
         result = calibrate(
             named[0], _sources(text or []), output=output, options=options, progress=terminal_progress()
         )
-        emit(result, as_json=json, text=calibration_text(result))
+        if not (hessian or hessian_file):
+            emit(result, as_json=json, text=calibration_text(result))
+            return
+        moments = calibrate_moments(
+            named[0],
+            _moment_sources(result, text or []),
+            hessian_file or output.with_name(f"{output.stem}.hessian.gguf"),
+            options=options,
+            memory_bytes=int(hessian_memory * (1 << 30)),
+            progress=terminal_progress(),
+        )
+        emit(
+            {"importance": result, "moments": moments},
+            as_json=json,
+            text=f"{calibration_text(result)}\n{moments_text(moments)}",
+        )
 
 
 def _sources(texts: list[str]) -> "list[TextSource]":
@@ -180,6 +239,14 @@ def _sources(texts: list[str]) -> "list[TextSource]":
     return sources
 
 
+def _moment_sources(result: "CalibrationResult", texts: list[str]) -> "list[TextSource]":
+    """Return what importance was measured with: also the text that the model wrote for it."""
+    from gemma4_quant.calibration.sources import TextSource
+
+    written = getattr(result, "self_text", None)
+    return [*_sources(texts), *([TextSource(written)] if written else [])]
+
+
 def _format(name: str) -> "OutputFormat":
     from gemma4_quant.calibration.files import OutputFormat
 
@@ -192,6 +259,15 @@ def _format(name: str) -> "OutputFormat":
 def _merge(
     files: list[Path], output: Path, output_format: str, min_expert_tokens: int | None, *, as_json: bool
 ) -> None:
+    from gemma4_quant.calibration.moments import holds_moments
+
+    if any(map(holds_moments, files)):
+        from gemma4_quant.calibration.moments_merge import merge_moments
+        from gemma4_quant.cli.moments_text import merged_text
+
+        made_from = merge_moments(files, output)
+        emit(made_from, as_json=as_json, text=merged_text(output, made_from))
+        return
     from gemma4_quant.calibration.coverage import ENOUGH_TOKENS
     from gemma4_quant.calibration.files import merge_importance
     from gemma4_quant.cli.calibrate_text import merge_text

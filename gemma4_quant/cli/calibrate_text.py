@@ -18,6 +18,8 @@ def calibration_text(result: CalibrationResult) -> str:
         f"({result.n_chunks} chunks{resumed}) in {result.seconds:.1f} s on {result.device}",
         f"text: {listed(result.datasets)}, framed {framed}",
     ]
+    if result.self_text is not None:
+        lines.append(f"the model's own text is in {result.self_text}")
     if result.n_extra_chunks:
         lines.append(f"{result.n_extra_chunks} chunks were added so that each expert sees enough")
     return "\n".join([*lines, *coverage_lines(result.experts, result.min_expert_tokens)])
