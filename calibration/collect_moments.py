@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant import __version__
+from gemma4_quant.calibration.collect import CalibrationOptions
 from gemma4_quant.calibration.moments import Provenance
 from gemma4_quant.calibration.moments_collector import MomentsCollector
 from gemma4_quant.calibration.moments_plan import DEFAULT_MEMORY_BYTES, MomentsPlan, plan_moments
 from gemma4_quant.calibration.moments_writing import EntryLayout, MomentsWriter
+from gemma4_quant.calibration.sources import TextSource, corpus_chunks, user_chunks
 from gemma4_quant.calibration.survey import survey
 from gemma4_quant.cores import n_cores
 from gemma4_quant.errors import InputError
@@ -21,6 +23,7 @@ from gemma4_quant.metadata import get_string
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.session import BATCH_TOKENS, LOGITS_BYTES, Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel, Tokens
+from gemma4_quant.writing.destination import check_destination
 
 HELD_OUT_EVERY = 8
 """One chunk of so many is in no sum: enough to draw vectors from, and little of the text."""
@@ -156,3 +159,33 @@ def _write(writer: MomentsWriter, entries: Sequence[EntryLayout], collector: Mom
         for matrix, running in enumerate(collector.running[entry.name]):
             writer.write(entry, matrix, running.result())
     writer.commit(entries)
+
+
+def calibrate_moments(
+    model: Path,
+    texts: Sequence[Path | TextSource],
+    output: Path,
+    *,
+    options: CalibrationOptions | None = None,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> MomentsResult:
+    """Write the second moments of a model's inputs, from the same chunks that `calibrate` cuts.
+
+    texts: as for `calibrate`; the built-in corpus when there are none. Raises what calibrate and collect_moments do.
+    """
+    options = options or CalibrationOptions()
+    sources = [text if isinstance(text, TextSource) else TextSource(text) for text in texts]
+    check_destination(output, [model, *(source.path for source in sources)])
+    with LoadedModel(model, n_gpu_layers=options.n_gpu_layers, devices=options.devices) as loaded:
+        whole = user_chunks(loaded, sources, options.cutting) if sources else corpus_chunks(loaded, options.cutting)
+        text = whole.part(options.first_chunk, options.n_chunks)
+        return collect_moments(
+            loaded,
+            NumberedChunks(text.tokens, options.first_chunk),
+            output,
+            datasets=text.datasets,
+            memory_bytes=memory_bytes,
+            n_threads=options.n_threads,
+            progress=progress,
+        )

@@ -26,7 +26,7 @@ from gemma4_quant.arrays import Float32Row, Float32Rows
 from gemma4_quant.calibration.importance import Entry, Importance
 from gemma4_quant.calibration.packed_symmetric import packed_size, unpacked
 from gemma4_quant.codecs import codec_for
-from gemma4_quant.errors import GgufError, MomentsError, listed, naming
+from gemma4_quant.errors import GgufError, InputError, MomentsError, listed, naming
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.metadata import Metadata, ValueType, get_int, get_string
@@ -222,6 +222,14 @@ def is_moments(metadata: Metadata) -> bool:
     """Tell whether a GGUF file says that it holds second moments."""
     kind = metadata.get("general.type")
     return kind is not None and kind.decode() == KIND
+
+
+def holds_moments(path: Path) -> bool:
+    """Tell whether a file is a readable GGUF file of second moments; what else it may be is for others to say."""
+    try:
+        return is_moments(read_gguf(path).metadata)
+    except InputError:
+        return False
 
 
 def read_moments(path: Path) -> MomentsFile:

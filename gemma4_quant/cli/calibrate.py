@@ -117,8 +117,8 @@ HessianMemory = Annotated[
         "--hessian-memory",
         min=0.001,
         metavar="GIB",
-        help="Memory for them. Weights that need more than an eighth get 256-wide blocks on the diagonal, and the text "
-        "is run as often as all together need.",
+        help="Memory for them. Weights that need more than an eighth get 256-wide blocks on the diagonal; the text is "
+        "run as often as all together need.",
     ),
 ]
 
