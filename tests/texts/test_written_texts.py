@@ -14,6 +14,7 @@ from written_texts import chats, collections, fenced, files, passages
 from gemma4_quant.calibration import corpus
 from gemma4_quant.chat.templates import ChatTemplate, Conversation
 from gemma4_quant.texts.documents import Chat, Document
+from gemma4_quant.texts.turns import TurnRenderer
 
 TEMPLATES = {"example": (EXAMPLE / "chat_template.jinja").read_text(), "gemma 4": facts()["chat_template"]}
 
@@ -89,6 +90,22 @@ def test_tools_are_declared_called_and_answered_in_gemmas_template() -> None:
                 assert set(parameters["required"]) <= set(call["arguments"]), which
                 for key, value in call["arguments"].items():
                     assert value in parameters["properties"][key].get("enum", [value]), which
+
+
+def test_gemmas_template_lets_every_last_answer_count() -> None:
+    """What a bench scores: the last message, with the thoughts or the calls that belong to it."""
+    source = TEMPLATES["gemma 4"]
+    with ChatTemplate(source) as template:
+        turns = TurnRenderer(template, source)
+        for which, chat in chats():
+            last = chat.messages[-1]
+            if last["role"] != "assistant":
+                continue
+            marked = turns.render(chat)
+            words = [marked.text[start:stop] for start, stop in marked.spans]
+            names = [call["function"]["name"] for call in last.get("tool_calls", ())]
+            expected = [last.get("reasoning_content", ""), *names, last["content"].strip()]
+            assert [text for text in filter(None, expected) if text not in words] == [], which
 
 
 def test_every_tool_result_belongs_to_a_call() -> None:
