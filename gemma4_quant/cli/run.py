@@ -83,7 +83,12 @@ def emit(result: Any, *, as_json: bool, text: str) -> None:
             [dataclasses.asdict(each) for each in result] if isinstance(result, list) else dataclasses.asdict(result)
         )
         text = json.dumps(_finite(plain), default=_plain, indent=2, allow_nan=False)
-    else:
+    emit_text(text, as_is=as_json)
+
+
+def emit_text(text: str, *, as_is: bool) -> None:
+    """Print text on stdout; as_is: for programs, else control characters in it are replaced."""
+    if not as_is:
         text = "\n".join(printable(line) for line in text.split("\n"))
     if sys.stdout is None:  # closed by the caller, who does not want it
         return

@@ -15,6 +15,8 @@ from gemma4_quant.errors import CheckpointError, ResultsError, shortened
 from gemma4_quant.formats.json_input import kind_of, parse_json_object, read_bounded
 from gemma4_quant.measuring.results import BenchResult
 
+T = typing.TypeVar("T")
+
 FORMAT = "gemma4-quant bench 1"
 """Names the layout of the JSON; the number goes up when older files can no longer be read."""
 
@@ -30,7 +32,7 @@ def to_json(result: BenchResult, *, indent: int | None = 2) -> str:
 
     Numbers keep all their digits; those that are not finite become null, and are read as NaN.
     """
-    return json.dumps({"format": FORMAT, **_plain(result)}, indent=indent, allow_nan=False)
+    return json.dumps({"format": FORMAT, **plain(result)}, indent=indent, allow_nan=False)
 
 
 def read_results(path: Path) -> BenchResult:
@@ -54,17 +56,22 @@ def from_json(data: bytes | str, source: str = "results") -> BenchResult:
         raise ResultsError(str(error)) from error
     if document.get("format") != FORMAT:
         raise ResultsError(f"{source} is not a bench result of this version ({FORMAT!r}); make one with bench --json")
-    return typing.cast("BenchResult", _Reader(source).value(BenchResult, document, ""))
+    return read_as(BenchResult, document, source)
 
 
-def _plain(value: Any) -> Any:
+def read_as(kind: type[T], document: dict[str, Any], source: str) -> T:
+    """Return a parsed JSON object as a dataclass; raises ResultsError, with the place, for values of other types."""
+    return typing.cast("T", _Reader(source).value(kind, document, ""))
+
+
+def plain(value: Any) -> Any:
     """Turn dataclasses, enumerations and paths into what JSON knows; numbers that are not finite become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Enum):  # before numbers and strings, which some enumerations are too
         return value.name.lower()
     if isinstance(value, float) and not math.isfinite(value):
@@ -139,7 +146,7 @@ class _Reader:
 
     def _scalar(self, kind: type, value: Any, place: str) -> Any:
         if kind is float and value is None:
-            return math.nan  # as _plain writes what JSON cannot say
+            return math.nan  # as `plain` writes what JSON cannot say
         if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INTEGER:
             return float(value)
         if kind is Path and isinstance(value, str):

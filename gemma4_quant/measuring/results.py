@@ -217,16 +217,16 @@ class ReferenceUsed:
     """What the models were compared with.
 
     path: a GGUF file, or a file of stored predictions. model: what is known of the model that made them; None for
-    files of llama.cpp, which do not say. stored_bytes: size of stored predictions, None for a model. error_bound:
-    mean, over positions, of how much storing them can change the divergence, in nats; None where nothing is left out
-    or it is not known. forced: mismatches that were reported and overridden.
+    files of llama.cpp, which do not say. stored_bytes: size of stored predictions, None for a model. storage_error:
+    standard error, in nats, that storing them adds to the mean divergence; None where nothing was left out.
+    forced: mismatches that were reported and overridden.
     """
 
     path: Path
     kind: ReferenceKind
     model: ModelFile | None
     stored_bytes: int | None
-    error_bound: float | None
+    storage_error: float | None
     forced: tuple[str, ...]
 
 
