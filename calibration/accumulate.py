@@ -16,7 +16,8 @@ from gemma4_quant.compiled import compiled
 from gemma4_quant.errors import NonFiniteError, RunError, listed
 from gemma4_quant.runner.observer import Product
 
-_FEWEST_INPUTS = 16  # llama-imatrix skips products with fewer inputs (collect_imatrix)
+FEWEST_INPUTS = 16
+"""Products with fewer inputs are not counted, as in llama-imatrix (collect_imatrix)."""
 
 
 @compiled()
@@ -111,7 +112,7 @@ class Accumulator:
         """Choose products as llama-imatrix's collect_imatrix does; see Observer."""
         if product.is_routed:
             return True
-        if product.n_inputs < _FEWEST_INPUTS:
+        if product.n_inputs < FEWEST_INPUTS:
             return False
         return product.weight.startswith("blk.") or (self._process_output and product.weight in OUTPUT_WEIGHTS)
 

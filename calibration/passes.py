@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gemma4_quant.calibration.accumulate import Accumulator
+from gemma4_quant.calibration.accumulate import FEWEST_INPUTS, Accumulator
 from gemma4_quant.calibration.resume import ResumeFile
 from gemma4_quant.progress import Progress
 from gemma4_quant.runner.session import BATCH_TOKENS, LOGITS_BYTES, MICRO_BATCH_TOKENS, Session, SessionOptions
@@ -41,10 +41,10 @@ class PartOfText:
 class Passes:
     """Runs chunks through a session, counts them, and saves what was gathered now and then.
 
-    Parts of a text add up to the whole: batches are counted over the whole text, and one of which a part has only
-    some chunks is evaluated in pieces that llama.cpp computes at once. (Of three chunks of 512 tokens side by side it
-    computes the last two tokens each in a step of their own, too short a one to be counted: Accumulator.wants.
-    llama-imatrix loses them, wherever its text ends so, and we do where the whole text does.)
+    Parts of a text add up to the whole: batches are counted over the whole text, and of one that is not all in a
+    part, as many positions of each chunk are computed at a time as in the whole batch. (Three chunks of 512 tokens
+    alone would be computed in steps of 3·170 positions, and the last 3·2 are too few to be counted,
+    Accumulator.wants. llama-imatrix loses them, wherever its text ends so, and we do where the whole text does.)
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class Passes:
     def _batches(self, part: PartOfText) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
         """Yield chunks to evaluate side by side, and how many positions of them at a time."""
         options = self._session.options
-        together = options.n_sequences
-        pieces = min(together, max(1, MICRO_BATCH_TOKENS // options.n_ctx))
-        start = 0
+        together, start = options.n_sequences, 0
         while start < len(part.tokens):
             number = part.first + start
             is_whole = number % together == 0 and len(part.tokens) - start >= min(together, part.n_whole - number)
-            size, most = (together, options.n_batch) if is_whole else (pieces, MICRO_BATCH_TOKENS)
-            stop = min(start + size, start + together - number % together, len(part.tokens))
-            yield part.tokens[start:stop], _even_step(options.n_ctx, min(most, options.n_batch) // (stop - start))
+            stop = min(start + together - number % together, len(part.tokens))
+            most = options.n_batch // (stop - start)
+            if not is_whole:
+                most = min(most, max(MICRO_BATCH_TOKENS // together, -(-FEWEST_INPUTS // (stop - start))))
+            yield part.tokens[start:stop], _even_step(options.n_ctx, most)
             start = stop
 
     def _run_batch(self, group: npt.NDArray[np.int32], step: int) -> None:
