@@ -72,11 +72,11 @@ def quantize_plan(
     """
     if not model.tensors:
         raise InputError(f"{model.path} holds no tensors, only a vocabulary; quantize the whole model")
+    moments = moments_of(model, second_moments.file) if second_moments else {}
     if importance is not None:
         importance = importance.of_matrices({tensor.name: tensor.n_matrices for tensor in model.tensors})
     measured = _importance_of(model, importance, importance_path)
     measured = {name: rows for name, rows in measured.items() if recipe.uses_importance_of(name)}
-    moments = moments_of(model, second_moments.file) if second_moments else {}
     moments = {name: each for name, each in moments.items() if recipe.uses_importance_of(name)}
     source, model = model, overridden(model, recipe.overrides)
     unpadded, model = model, pruned(model, recipe.prune_layers)

@@ -12,7 +12,7 @@ from gemma4_quant.model import Model, Tensor
 
 _TIED = "token_embd.weight"
 
-LOOKUP_SHARE = 1.0
+LOOKUP_SHARE = 0.03
 """Weight of the tied embedding's lookups relative to its use as the output matrix (docs/measurements.md)."""
 
 

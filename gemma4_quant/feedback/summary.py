@@ -27,9 +27,10 @@ class TensorFeedback:
     """Error feedback of one tensor.
 
     error_before, error_after: layer-output error on the calibration text, tr(ΔW E[x xᵀ] ΔWᵀ), of the rows written in
-    this run, with the encoder that knows the importance only, and as written. held_out_ratio: the same ratio on
-    inputs that feedback has not seen; None without any. n_matrices: of the tensor (experts). n_fallbacks: of them that were
-    encoded without feedback, for `reasons`. n_few: of them with fewer than three vectors a column.
+    this run, with the encoder that knows the importance only (estimated from some of the rows), and as written.
+    held_out_ratio: the same ratio on inputs that feedback has not seen; None without any. n_matrices: of the tensor
+    (experts). n_fallbacks: of them that were encoded without feedback, for `reasons`. n_few: of them with fewer than
+    three vectors a column.
     """
 
     name: str
