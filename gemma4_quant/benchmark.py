@@ -25,7 +25,7 @@ from gemma4_quant.measuring.scoring import Outcome, Scored, Scorer, ScoringOptio
 from gemma4_quant.measuring.speed_plan import SpeedPlan
 from gemma4_quant.measuring.speed_runs import measure_speeds
 from gemma4_quant.measuring.summaries import score_of
-from gemma4_quant.measuring.text_choice import TextOptions, make_text, path_domain
+from gemma4_quant.measuring.text_choice import TextOptions, builtin_texts, make_text, path_domain
 from gemma4_quant.model import Model
 from gemma4_quant.progress import Progress, SilentProgress
 from gemma4_quant.runner.devices import device_text
@@ -42,10 +42,12 @@ class BenchOptions:
     framing: None for turns where a model has a chat template, else raw. windows: how texts are cut. scoring: how
     models are loaded and run; its `force` also lets models differ from their reference. bootstrap: of the intervals.
     cache: types of KV caches to compare, None for none. speed: tests to time, None for none. save: where to store the
-    reference's predictions, None for nowhere. command: what repeats the run, for the report.
+    reference's predictions, None for nowhere. own_tokens: tokens of the reference's own answers to be scored on as
+    well. command: what repeats the run, for the report.
     """
 
     framing: Framing | None = None
+    own_tokens: int = 0
     windows: WindowOptions = field(default_factory=WindowOptions)
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     bootstrap: BootstrapOptions = field(default_factory=BootstrapOptions)
@@ -59,14 +61,15 @@ def bench(
     models: Sequence[Path],
     *,
     reference: Path | None = None,
-    texts: Sequence[Domain | Path] = (),
+    texts: Sequence[Domain | Path] | None = None,
     options: BenchOptions | None = None,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Measure GGUF files.
 
     reference: what divergence is measured from, a GGUF file, which may be one of `models`, or stored predictions.
-    texts: what is scored, each path a domain; without any, and without stored predictions, only speed is measured.
+    texts: what is scored, each path a domain; None for the built-in ones, or for those of stored predictions; without
+    any, only speed is measured.
     Raises InputError and its kinds for files that cannot be used or compared, RunError when nothing can be run. What
     fails for one model alone is in its result.
     """
@@ -80,7 +83,7 @@ class _Bench:
         self,
         paths: Sequence[Path],
         reference: Path | None,
-        texts: Sequence[Domain | Path],
+        texts: Sequence[Domain | Path] | None,
         options: BenchOptions,
         progress: Progress,
     ) -> None:
@@ -88,16 +91,27 @@ class _Bench:
         self._options, self._progress = options, progress
         if not paths and options.save is None:
             raise InputError("no model to measure; give at least one GGUF file")
-        domains = tuple(each if isinstance(each, Domain) else path_domain(each) for each in texts)
-        self._texts = TextOptions(domains, options.framing, options.windows) if domains else None
         self._opened: dict[Path, Model] = {}
         self._models = [(path, self._open(path)) for path in paths]
         self._distinct = list({id(model): model for _, model in self._models}.values())
         self._reference = None if reference is None else open_reference(reference, self._open)
+        self._texts = self._text_options(texts)
         self._check_inputs()
         self._forced = check_fairness(self._reference, self._distinct, force=options.scoring.force)
         if options.speed is not None:
             options.speed.check()
+
+    def _text_options(self, texts: Sequence[Domain | Path] | None) -> TextOptions | None:
+        options = self._options
+        if texts is not None:
+            domains = tuple(each if isinstance(each, Domain) else path_domain(each) for each in texts)
+        elif self._reference is not None and not isinstance(self._reference.source, Model):
+            domains = ()
+        else:
+            domains = builtin_texts()
+        if not domains and not options.own_tokens:
+            return None
+        return TextOptions(domains, options.framing, options.windows, options.own_tokens, options.bootstrap.seed)
 
     def _open(self, path: Path) -> Model:
         """Open each file once, however often and under whatever name it is given."""
@@ -115,6 +129,8 @@ class _Bench:
             raise InputError("divergence from a reference is measured on a text; give one (-f TEXT)")
         if options.save is not None and (reference is None or is_stored):
             raise InputError("predictions are stored of a reference; give the model (--reference MODEL.gguf)")
+        if options.own_tokens and (reference is None or is_stored):
+            raise InputError("a model's own answers are those of the reference; give it (--reference MODEL.gguf)")
         if options.cache is not None and texts is None:
             raise InputError("KV caches are compared on a text; give one (-f TEXT)")
 
@@ -141,7 +157,7 @@ class _Bench:
             return scorer.alone(self._distinct, reference.source.text, reference.source.reference)
         if texts is None:
             return None
-        text_for = partial(make_text, options=texts)
+        text_for = partial(make_text, options=texts, progress=self._progress)
         if reference is None:
             return scorer.alone(self._distinct, text_for)
         assert isinstance(reference.source, Model)
@@ -183,7 +199,7 @@ class _Bench:
         scoring = self._options.scoring
         windows = replace(self._texts.windows, n_ctx=cache.n_ctx, n_chunks=cache.n_chunks, stride=None)
         with LoadedModel(model.path, n_gpu_layers=scoring.n_gpu_layers, devices=scoring.devices) as loaded:
-            text = make_text(loaded, replace(self._texts, windows=windows))
+            text = make_text(loaded, replace(self._texts, windows=windows), self._progress)
             return measure_caches(loaded, text, cache, scoring.run, self._options.bootstrap, self._progress)
 
     @property

@@ -99,7 +99,7 @@ def test_a_reference_among_the_files_is_run_once_and_marked(example_bf16, q4_k_m
 
 
 def test_without_a_text_only_speed_is_measured(example_bf16):
-    result = bench([example_bf16], options=BenchOptions(speed=FAST))
+    result = bench([example_bf16], texts=[], options=BenchOptions(speed=FAST))
     (model,) = result.models
     assert model.score is None
     assert [speed.test for speed in model.speeds.speeds] == ["pp16", "tg4"]
@@ -166,7 +166,7 @@ def test_what_cannot_be_measured_is_refused(example_bf16, tmp_path):
     with pytest.raises(InputError, match="no model"):
         bench([])
     with pytest.raises(InputError, match="give one"):
-        bench([example_bf16], reference=example_bf16)
+        bench([example_bf16], reference=example_bf16, texts=[])
     with pytest.raises(InputError, match=r"missing\.gguf"):
         bench([tmp_path / "missing.gguf"])
     with pytest.raises(GgufError, match="not a GGUF file"):

@@ -13,6 +13,7 @@ from gemma4_quant.cli.bench_options import (
     Confidence,
     Force,
     NoScore,
+    OwnTokens,
     Raw,
     Reference,
     ReferenceFormat,
@@ -48,6 +49,7 @@ def register(app: typer.Typer) -> None:
         chunks: Chunks = None,
         stride: Stride = None,
         raw: Raw = False,
+        own_tokens: OwnTokens = 0,
         no_score: NoScore = False,
         save_reference: SaveReference = None,
         reference_format: ReferenceFormat = "compact",
@@ -105,6 +107,7 @@ def register(app: typer.Typer) -> None:
             n_chunks=chunks,
             stride=stride,
             raw=raw,
+            own_tokens=own_tokens,
             save_reference=save_reference,
             reference_format=reference_format,
             cache_types=cache_types,
@@ -130,7 +133,7 @@ def register(app: typer.Typer) -> None:
         result = benchmark.bench(
             models or [],
             reference=reference,
-            texts=() if no_score else named_domains(texts or []),
+            texts=() if no_score else None if texts is None else named_domains(texts),
             options=options,
             progress=terminal_progress(),
         )

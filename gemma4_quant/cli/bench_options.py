@@ -71,6 +71,10 @@ Stride = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", help="Score raw text, as llama-perplexity does, and not as the model's own turns.")
 ]
+OwnTokens = Annotated[
+    int,
+    typer.Option("--self", metavar="N", min=0, help="Score on N tokens of the reference's own answers as well."),
+]
 NoScore = Annotated[bool, typer.Option("--no-score", help="Measure speed alone, without any text.")]
 CacheTypes = Annotated[
     str | None,
@@ -98,6 +102,7 @@ def bench_options(
     n_chunks: int | None,
     stride: int | None,
     raw: bool,
+    own_tokens: int,
     save_reference: Path | None,
     reference_format: str,
     cache_types: str | None,
@@ -127,6 +132,7 @@ def bench_options(
     kinds = {"compact": ReferenceKind.COMPACT, "llama": ReferenceKind.LLAMA}
     return BenchOptions(
         framing=Framing.RAW if raw else None,
+        own_tokens=own_tokens,
         windows=WindowOptions(n_ctx, n_chunks, stride),
         scoring=ScoringOptions(
             run=RunOptions(settings.n_threads, settings.key_type, settings.value_type, settings.flash_attention),
