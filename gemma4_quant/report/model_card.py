@@ -16,7 +16,7 @@ from gemma4_quant.report.origin import Origin
 from gemma4_quant.report.plain import escaped_markdown, markdown_table
 from gemma4_quant.report.printable import printable
 from gemma4_quant.report.sections import Named, clean, measure_cell, named
-from gemma4_quant.report.speeds import main_tests, speed_named, written_speed
+from gemma4_quant.report.speeds import drift_notes, main_tests, speed_named, written_speed
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 
 
@@ -142,7 +142,7 @@ def _files(result: BenchResult, models: Sequence[Named]) -> Table:
     columns = [Column("file", is_text=True), Column("type", is_text=True), Column("size"), Column("bits per weight")]
     columns += [measure.column for measure in measures]
     columns += [Column(test, "tokens/s") for test in tests]
-    return Table("Files", tuple(columns), tuple(rows))
+    return Table("Files", tuple(columns), tuple(rows), drift_notes(result))
 
 
 def _choices(models: Sequence[Named]) -> Table | None:

@@ -14,7 +14,8 @@ _SMALLEST = 10.0**-_MAX_DIGITS
 def number_cell(value: float | None, error: float | None = None, *, significant: int = 3) -> Cell:
     """Write a value with its error: to the error's first digit, but to at least so many significant digits.
 
-    An error of 0, as a single position or an exact count has, is not shown.
+    A value within its error gets no more than the error's second digit. An error of 0, as a single position or an
+    exact count has, is not shown.
     """
     if value is None or not isfinite(value):
         return Cell(UNKNOWN)
@@ -23,7 +24,9 @@ def number_cell(value: float | None, error: float | None = None, *, significant:
         return Cell(f"{value:.1e}", f"{error:.0e}" if known else "")
     digits = _digits(value, significant)
     if known and error is not None:
-        digits = max(digits, min(_MAX_DIGITS, -floor(log10(error))))
+        of_error = min(_MAX_DIGITS, -floor(log10(error)))
+        # A value within its error has no significant digit: a second one of the error is all that helps.
+        digits = max(0, of_error + 1) if error >= abs(value) else max(digits, of_error)
         return Cell(f"{value:.{digits}f}", f"{error:.{digits}f}")
     return Cell(f"{value:.{digits}f}")
 

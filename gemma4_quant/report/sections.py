@@ -107,7 +107,7 @@ def _measured(
         cells += [written_speed(speed_named(model.model, test)) for test in tests]
         cells += [memory.cell(model.model.peak_bytes)] if memory is not None else []
         rows.append(Row(tuple(cells), model.on_front))
-    return Table("All models", tuple(columns), tuple(rows))
+    return Table("All models", tuple(columns), tuple(rows), drift_notes(result))
 
 
 def divergence_details(models: Sequence[Named]) -> Table | None:

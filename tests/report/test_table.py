@@ -124,6 +124,8 @@ def test_wide_letters_take_two_columns():
         (float("nan"), 1.0, 3, "-"),
         (None, None, 3, "-"),
         (2.0, float("inf"), 3, "2.00"),
+        (-0.0927, 0.3065, 3, "-0.09 ±0.31"),
+        (0.0, 12.3, 3, "0 ±12"),
     ],
 )
 def test_numbers_have_the_digits_that_their_errors_leave(value, error, significant, text):
