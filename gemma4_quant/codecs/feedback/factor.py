@@ -54,15 +54,15 @@ class Panel:
 
 @dataclass(frozen=True)
 class FactorBlock:
-    """One block of a block-diagonal H: its first column, its width, H and R in strips for products.
+    """One block of a block-diagonal H: its first column, its width, H, and R in strips for products.
 
-    moments (width,) strips of H; upper, lower: the strips of R and Rᵀ without their zero parts, one after the other
+    moments (width, width): H. upper, lower: the strips of R and Rᵀ without their zero parts, one after the other
     (strip s of R holds rows 0 to 16·(s + 1), strip s of Rᵀ rows 16·s to width).
     """
 
     first: int
     width: int
-    moments: npt.NDArray[np.float32]
+    moments: Square
     upper: npt.NDArray[np.float32]
     lower: npt.NDArray[np.float32]
     panels: tuple[Panel, ...]
@@ -169,7 +169,7 @@ def _factor_block(block: Square, first: int, unit: float, added: float) -> Facto
     if not _factor(root, inverses):
         raise _NotPositiveError
     panels = tuple(_panel(root, inverses, start, first) for start in range(0, width, PANEL))
-    return FactorBlock(first, width, *_strips(moments, root), panels)
+    return FactorBlock(first, width, moments, *_strips(root), panels)
 
 
 def _panel(root: Square, inverses: Square, start: int, first: int) -> Panel:
@@ -180,15 +180,14 @@ def _panel(root: Square, inverses: Square, start: int, first: int) -> Panel:
     return Panel(first + start, stop - start, own, inverse, moments)
 
 
-def _strips(moments: Square, root: Square) -> tuple[Float32Row, Float32Row, Float32Row]:
+def _strips(root: Square) -> tuple[Float32Row, Float32Row]:
     width = len(root)
-    full = np.empty(width * width, np.float32)
     upper, lower = (
         np.empty(triangle_at(width // STRIP), np.float32),
         np.empty(triangle_at(width // STRIP), np.float32),
     )
-    _pack(moments, root, full, upper, lower)
-    return full, upper, lower
+    _pack(root, upper, lower)
+    return upper, lower
 
 
 @compiled()
@@ -204,11 +203,10 @@ def lower_triangle_at(strip: int, width: int) -> int:
 
 
 @compiled()
-def _pack(moments: Array, root: Array, full: Array, upper: Array, lower: Array) -> None:
+def _pack(root: Array, upper: Array, lower: Array) -> None:
     width = len(root)
     for strip in range(width // STRIP):
         column = strip * STRIP
-        packed_strip(moments, 0, width, column, full, column * width)
         for i in range(column + STRIP, width):
             for k in range(STRIP):
                 root[i, column + k] = np.float32(0)

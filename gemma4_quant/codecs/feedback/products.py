@@ -7,6 +7,9 @@ from gemma4_quant.codecs.feedback.matrix_tiles import STRIP, add_product, packed
 from gemma4_quant.codecs.lanes import Array
 from gemma4_quant.compiled import compiled
 
+_CHAINS = 16
+"""Sums kept apart, so that they are formed in vectors."""
+
 
 @compiled()
 def add_triangular(left: Array, matrix: Array, upper: bool, out: Array) -> None:
@@ -32,11 +35,12 @@ def carry_forward(change: Array, first: int, upper: Array, sums: Array) -> None:
 
 
 @compiled()
-def add_upper(errors: Array, upper: Array, out: Array) -> None:
-    """Add errors (n_rows, width) @ R to out."""
-    for column in range(0, errors.shape[1], STRIP):
-        stop = column + STRIP
-        add_product(errors[:, :stop], upper, triangle_at(column // STRIP), out[:, column:stop])
+def add_upper(change: Array, upper: Array, first: int, out: Array) -> None:
+    """Add change (n_rows, width) @ R to out (n_rows, n), of which only n columns from `first` on are wanted."""
+    for column in range(0, out.shape[1], STRIP):
+        stop = first + column + STRIP
+        at = triangle_at((first + column) // STRIP)
+        add_product(change[:, :stop], upper, at, out[:, column : column + STRIP])
 
 
 @compiled()
@@ -48,39 +52,41 @@ def add_lower(rest: Array, lower: Array, out: Array) -> None:
         add_product(rest[:, column:], lower, at, out[:, column : column + STRIP])
 
 
-@compiled()
+@compiled(finite=True)
 def spread(change: Array, first: int, moments: Array, gradient: Array) -> None:
-    """Add change (n_rows, n), moves of columns from `first` on, times H to the gradient of all other columns.
+    """Add change (n_rows, n), moves of columns from `first` on, times H to the gradient of all columns.
 
-    moments: FactorBlock.moments. gradient (n_rows, width).
+    Few columns move, one in a hundred, so each is added on its own. moments (width, width); gradient (n_rows, width).
     """
-    width, after = gradient.shape[1], first + change.shape[1]
-    for column in range(0, width, STRIP):
-        if first <= column < after:
-            continue
-        at = column * width + first * STRIP
-        add_product(change, moments, at, gradient[:, column : column + STRIP])
+    width = gradient.shape[1]
+    for row in range(change.shape[0]):
+        target = gradient[row]
+        for i in range(change.shape[1]):
+            step = change[row, i]
+            if step != np.float32(0):
+                line = moments[first + i]
+                for k in range(width):
+                    target[k] += step * line[k]
 
 
 @compiled()
-def moments_between(moments: Array, width: int, first: int, n: int) -> Array:
-    """Return H[first : first + n, first : first + n] from its strips."""
-    out = np.empty((n, n), np.float32)
-    for column in range(0, n, STRIP):
-        at = (first + column) * width
-        for i in range(n):
-            for k in range(STRIP):
-                out[i, column + k] = moments[at + (first + i) * STRIP + k]
-    return out
-
-
-@compiled()
-def row_errors(left: Array, right: Array) -> Array:
+def row_products(left: Array, right: Array) -> Array:
     """Return Σ left · right of each row, (n_rows,) float64."""
     out = np.zeros(left.shape[0], np.float64)
     for row in range(left.shape[0]):
-        total = 0.0
-        for i in range(left.shape[1]):
-            total += np.float64(left[row, i]) * np.float64(right[row, i])
-        out[row] = total
+        x, y = left[row], right[row]
+        sums = np.zeros(_CHAINS, np.float64)
+        for first in range(0, len(x), _CHAINS):
+            for k in range(_CHAINS):
+                sums[k] += np.float64(x[first + k]) * np.float64(y[first + k])
+        out[row] = sums.sum()
     return out
+
+
+@compiled()
+def limit(values: Array, largest: np.float32) -> None:
+    """Cut values (n_rows, n) off at ±largest."""
+    for row in range(values.shape[0]):
+        line = values[row]
+        for i in range(len(line)):
+            line[i] = min(max(line[i], -largest), largest)

@@ -9,14 +9,19 @@ goes over the columns again and moves each code to where the error, all others b
 import numpy as np
 
 from gemma4_quant.codecs.feedback.block_parts import BlockForm, Parts, has_offset
+from gemma4_quant.codecs.feedback.matrix_tiles import STRIP, add_product, packed_strip
 from gemma4_quant.codecs.grids import Grid, nearest
 from gemma4_quant.codecs.half import LARGEST
-from gemma4_quant.codecs.lanes import Array
+from gemma4_quant.codecs.lanes import LANES, Array, load_tile
 from gemma4_quant.codecs.small_floats import scale_near
 from gemma4_quant.compiled import compiled
 
-_LEAST_GAIN = np.float32(1e-6)
-"""A code moves only for more than this part of its step: rounding of the gradient must not make codes swing."""
+_FEW = 32
+"""Columns rounded one after the other before their errors are carried to the rest of the panel, all together."""
+
+_SCALES_EVERY = 3
+"""Sweeps from one move of scales to the next: one group in a hundred has a better scale, and looking for it takes as
+long as a sweep over the codes."""
 
 
 @compiled(finite=True)
@@ -49,75 +54,102 @@ def round_with_feedback(
     """Choose the codes of a panel from its first column to its last.
 
     wanted (n_rows, width) float32: the weights to come near to; used up. root, inverse_root: R and R⁻¹ of the panel.
-    first: the panel's first column in what follows. parts: scales on entry, codes on return. out (n_rows, n_cols):
-    decoded weights. rest (n_rows, n_cols): (out − wanted) R, whose squares sum up to the error.
+    first: the panel's first column in parts, which has scales on entry, codes on return. out (n_rows, width): decoded
+    weights. rest (n_rows, width): (out − wanted) R, whose squares sum up to the error.
     """
     n_rows, width = wanted.shape
-    for row in range(n_rows):
-        x = wanted[row]
-        for j in range(width // form.size):
-            a, offset = _scale_of(parts, form, row, first // form.size + j)
-            inverse = _inverse(a)
-            for i in range(j * form.size, (j + 1) * form.size):
-                code = nearest((x[i] + offset) * inverse, grid)
-                value = a * code - offset
-                error = (value - x[i]) * root[i, i]
-                parts.codes[row, first + i] = np.int8(code)
-                out[row, first + i] = value
-                rest[row, first + i] = error
-                line = inverse_root[i]
-                for k in range(i + 1, width):
-                    x[k] += error * line[k]
+    packed = np.empty(STRIP * min(_FEW, form.size), np.float32)
+    few = min(_FEW, form.size)
+    tiles = np.empty((4, few, LANES), np.float32)  # wanted, codes, decoded, rest
+    scales = np.zeros((3, LANES), np.float32)  # a, b of a · code − b, and 1 / a
+    for start in range(0, width, few):
+        stop = start + few
+        group = (first + start) // form.size
+        for row in range(0, n_rows, LANES):
+            n = min(LANES, n_rows - row)
+            for lane in range(n):
+                scales[0, lane], scales[1, lane] = _scale_of(parts, form, row + lane, group)
+                scales[2, lane] = _inverse(scales[0, lane])
+            load_tile(wanted, row, n, start, tiles[0])
+            _round_few(tiles, root[start:stop, start:stop], inverse_root[start:stop, start:stop], grid, scales)
+            for lane in range(n):
+                for i in range(few):
+                    parts.codes[row + lane, first + start + i] = np.int8(tiles[1, i, lane])
+                    out[row + lane, start + i] = tiles[2, i, lane]
+                    rest[row + lane, start + i] = tiles[3, i, lane]
+        for column in range(stop, width, STRIP):
+            packed_strip(inverse_root, start, few, column, packed, 0)
+            add_product(rest[:, start:stop], packed, 0, wanted[:, column : column + STRIP])
+
+
+@compiled(finite=True)
+def _round_few(tiles: Array, root: Array, inverse_root: Array, grid: Grid, scales: Array) -> None:
+    """Round a few columns that share a scale, in all lanes; tiles (4, n, LANES): wanted, codes, decoded, rest."""
+    wanted, codes, decoded, rest = tiles[0], tiles[1], tiles[2], tiles[3]
+    a, offset, inverse = scales[0], scales[1], scales[2]
+    for i in range(len(root)):
+        r = root[i, i]
+        for lane in range(LANES):
+            x = wanted[i, lane]
+            code = nearest((x + offset[lane]) * inverse[lane], grid)
+            value = a[lane] * code - offset[lane]
+            codes[i, lane] = code
+            decoded[i, lane] = value
+            rest[i, lane] = (value - x) * r
+        for step in range(len(root) - i - 1):
+            u = inverse_root[i, i + 1 + step]
+            later, error = wanted[i + 1 + step], rest[i]
+            for lane in range(LANES):
+                later[lane] += u * error[lane]
 
 
 @compiled(finite=True)
 def descend(
-    moments: Array, form: BlockForm, grid: Grid, n_sweeps: int, first: int, parts: Parts, out: Array, gradient: Array
-) -> bool:
-    """Move codes and scales of a panel to lower the error, until nothing moves or n_sweeps are done.
+    moments: Array,
+    form: BlockForm,
+    grid: Grid,
+    sweeps: tuple[int, int],
+    first: int,
+    parts: Parts,
+    out: Array,
+    gradient: Array,
+) -> int:
+    """Move codes and scales of a panel to lower the error, until nothing moves or all sweeps are done.
 
-    moments (width, width): M. first: the panel's first column in what follows. out (n_rows, n_cols): decoded weights,
-    kept up to date, as is the panel's part of gradient (n_rows, n_cols), (out − wanted) @ M. Returns whether anything
-    moved.
+    moments (width, width): M. sweeps: their numbers, from the first to before the last; scales move in some only.
+    first: the panel's first column in parts. out (n_rows, width): decoded weights, kept up to date, as is gradient
+    (n_rows, width), (out − wanted) @ M. Returns how many moves were made.
     """
-    n_rows, width = out.shape[0], len(moments)
+    n_rows, width = out.shape
+    size = form.size
     steps = np.empty(width, np.float32)
+    sums = np.zeros(width // size, np.float32)  # of M within each group
     for i in range(width):
         steps[i] = np.float32(1) / moments[i, i]
-    direction = np.empty(form.size, np.float32)
-    moved = False
+        for k in range(i // size * size, (i // size + 1) * size):
+            sums[i // size] += moments[i, k]
+    work = np.empty((2, size), np.float32)
+    total = 0
     for row in range(n_rows):
-        weights, slopes = out[row, first : first + width], gradient[row, first : first + width]
+        weights, slopes = out[row], gradient[row]
         codes = parts.codes[row, first : first + width]
-        for _ in range(n_sweeps):
-            changed = False
-            for j in range(width // form.size):
-                group = first // form.size + j
-                changed |= _move_codes(
-                    moments,
-                    steps,
-                    grid,
-                    j * form.size,
-                    (j + 1) * form.size,
-                    _scale_of(parts, form, row, group),
-                    codes,
-                    weights,
-                    slopes,
-                )
-            for j in range(width // form.size):
-                group = first // form.size + j
-                for i in range(form.size):
-                    direction[i] = np.float32(codes[j * form.size + i])
-                changed |= _move_scale(moments, j * form.size, 0, form, row, group, parts, direction, weights, slopes)
-                if has_offset(form):
-                    direction[:] = np.float32(-1)
-                    changed |= _move_scale(
-                        moments, j * form.size, 1, form, row, group, parts, direction, weights, slopes
-                    )
-            moved |= changed
-            if not changed:
+        for sweep in range(sweeps[0], sweeps[1]):
+            n_moves = 0
+            for start in range(0, width, size):
+                scale = _scale_of(parts, form, row, (first + start) // size)
+                n_moves += _move_codes(moments, steps, grid, start, size, scale, codes, weights, slopes, work[0])
+            if sweep % _SCALES_EVERY == 0:
+                for start in range(0, width, size):
+                    place = (row, (first + start) // size)
+                    n_moves += _move_scale(moments, start, form, place, codes, parts, work, weights, slopes)
+                    if has_offset(form):
+                        n_moves += _move_offset(
+                            moments, start, sums[start // size], form, place, parts, work, weights, slopes
+                        )
+            total += n_moves
+            if n_moves == 0:
                 break
-    return moved
+    return total
 
 
 @compiled(finite=True)
@@ -126,68 +158,138 @@ def _move_codes(
     steps: Array,
     grid: Grid,
     first: int,
-    stop: int,
+    size: int,
     scale: tuple[np.float32, np.float32],
     codes: Array,
     out: Array,
     gradient: Array,
-) -> bool:
-    """Move the codes of one group; codes, out and gradient are those of a panel's row."""
+    best: Array,
+) -> int:
+    """Move the codes of one group; codes, out and gradient are those of a panel's row, best (size,) is used up."""
     a, offset = scale
     inverse = _inverse(a)
     if inverse == np.float32(0):
-        return False
-    changed = False
-    for i in range(first, stop):
-        code = nearest((out[i] - gradient[i] * steps[i] + offset) * inverse, grid)
-        if code != np.float32(codes[i]):
-            value = a * code - offset
-            change = value - out[i]
-            codes[i] = np.int8(code)
-            out[i] = value
-            line = moments[i]
-            for k in range(len(out)):
+        return 0
+    columns = slice(first, first + size)
+    own, slopes, step, weights = codes[columns], gradient[columns], steps[columns], out[columns]
+    n_moves = 0
+    at = 0
+    while at < size:
+        for i in range(size):  # all at once, as vectors: few of them move
+            best[i] = nearest((weights[i] - slopes[i] * step[i] + offset) * inverse, grid)
+        while at < size and best[at] == np.float32(own[at]):
+            at += 1
+        if at < size:
+            value = a * best[at] - offset
+            change = value - weights[at]
+            own[at] = np.int8(best[at])
+            weights[at] = value
+            line = moments[first + at]
+            for k in range(len(gradient)):
                 gradient[k] += change * line[k]
-            changed = True
-    return changed
+            n_moves += 1
+            at += 1
+    return n_moves
 
 
 @compiled(finite=True)
 def _move_scale(
     moments: Array,
     first: int,
-    part: int,
     form: BlockForm,
-    row: int,
-    group: int,
+    place: tuple[int, int],
+    codes: Array,
     parts: Parts,
-    direction: Array,
+    work: Array,
     out: Array,
     gradient: Array,
-) -> bool:
-    """Move what belongs to one group alone: s (part 0) or q (1) in K types, d or dmin elsewhere.
+) -> int:
+    """Move the scale that belongs to one group alone: s in K types, d elsewhere; returns the number of moves.
 
-    direction: how the group's weights follow d·s or dmin·q; used up. out, gradient: of a panel's row.
+    first: the group's first column in the panel. place: row and group in parts. work (2, size): to use up. codes,
+    out, gradient: of a panel's row.
     """
-    unit = group // form.per_unit
+    direction, image = work[0], work[1]
+    row, group = place
+    step = parts.supers[0, row, group // form.per_unit] if form.per_unit > 1 else np.float32(1)
+    for i in range(form.size):
+        direction[i] = step * np.float32(codes[first + i])
+    _multiply(moments, first, direction, image)
+    for i in range(form.size):
+        image[i] *= direction[i]
+    curvature = _folded(image)
+    for i in range(form.size):
+        image[i] = direction[i] * gradient[first + i]
+    change = _move_number(-_folded(image), curvature, 0, form, row, group, parts)
+    return _follow(moments, first, direction, change, out, gradient)
+
+
+@compiled(finite=True)
+def _move_offset(
+    moments: Array,
+    first: int,
+    sum_moments: np.float32,
+    form: BlockForm,
+    place: tuple[int, int],
+    parts: Parts,
+    work: Array,
+    out: Array,
+    gradient: Array,
+) -> int:
+    """Move the minimum that belongs to one group alone: q in K types, dmin elsewhere; as _move_scale."""
+    direction, image = work[0], work[1]
+    row, group = place
+    step = parts.supers[1, row, group // form.per_unit] if form.per_unit > 1 else np.float32(1)
+    for i in range(form.size):
+        direction[i] = -step
+        image[i] = gradient[first + i]
+    change = _move_number(step * _folded(image), step * step * sum_moments, 1, form, row, group, parts)
+    return _follow(moments, first, direction, change, out, gradient)
+
+
+@compiled(finite=True)
+def _move_number(
+    gain: np.float32, curvature: np.float32, part: int, form: BlockForm, row: int, group: int, parts: Parts
+) -> np.float32:
+    """Move s or d (part 0), q or dmin (part 1) by gain / curvature as its format allows; returns the change."""
+    wanted = gain / curvature if curvature > np.float32(1e-37) else np.float32(0)
     if form.per_unit > 1:
-        for i in range(len(direction)):
-            direction[i] *= parts.supers[part, row, unit]
-        wanted = _best_step(moments, first, direction, gradient)
         old = parts.subs[part, row, group]
         low = form.low_s if part == 0 else np.float32(0)
         high = form.high_s if part == 0 else form.high_q
         new = min(max(old + np.rint(wanted), low), high)
         parts.subs[part, row, group] = new
     else:
-        wanted = _best_step(moments, first, direction, gradient)
-        old = parts.supers[part, row, unit]
+        old = parts.supers[part, row, group]
         new = _scale_toward(old, wanted, form)
-        parts.supers[part, row, unit] = new
-    if new == old:
-        return False
-    _follow(moments, first, direction, new - old, out, gradient)
-    return True
+        parts.supers[part, row, group] = new
+    return new - old
+
+
+@compiled(finite=True)
+def _multiply(moments: Array, first: int, direction: Array, image: Array) -> None:
+    """Write M @ direction for the columns of a group to image; four columns at a time, as vectors."""
+    size = len(direction)
+    for k in range(size):
+        image[k] = np.float32(0)
+    block = moments[first : first + size, first : first + size]
+    for i in range(0, size, 4):
+        d0, d1, d2, d3 = direction[i], direction[i + 1], direction[i + 2], direction[i + 3]
+        m0, m1, m2, m3 = block[i], block[i + 1], block[i + 2], block[i + 3]
+        for k in range(size):
+            image[k] += d0 * m0[k] + d1 * m1[k] + d2 * m2[k] + d3 * m3[k]
+
+
+@compiled(finite=True)
+def _folded(values: Array) -> np.float32:
+    """Return the sum of values, a power of two of them, which are used up."""
+    n = len(values) // 2
+    while n > 0:
+        for i in range(n):
+            values[i] += values[n + i]
+        n //= 2
+    total: np.float32 = values[0]
+    return total
 
 
 @compiled(finite=True)
@@ -199,27 +301,14 @@ def _scale_toward(old: np.float32, change: np.float32, form: BlockForm) -> np.fl
 
 
 @compiled(finite=True)
-def _best_step(moments: Array, first: int, direction: Array, gradient: Array) -> np.float32:
-    """Return how far to go along a direction of a group's columns for the least error; 0 where it does not matter."""
-    slope = np.float32(0)
-    curvature = np.float32(0)
-    size = len(direction)
-    for i in range(size):
-        slope += direction[i] * gradient[first + i]
-        line = moments[first + i, first : first + size]
-        total = np.float32(0)
-        for k in range(size):
-            total += line[k] * direction[k]
-        curvature += total * direction[i]
-    return -slope / curvature if curvature > np.float32(1e-37) else np.float32(0)
-
-
-@compiled(finite=True)
-def _follow(moments: Array, first: int, direction: Array, length: np.float32, out: Array, gradient: Array) -> None:
-    """Go along a direction of a group's columns."""
+def _follow(moments: Array, first: int, direction: Array, length: np.float32, out: Array, gradient: Array) -> int:
+    """Go along a direction of a group's columns; returns the number of moves, 1 unless length is 0."""
+    if length == np.float32(0):
+        return 0
     for i in range(len(direction)):
         change = length * direction[i]
         out[first + i] += change
         line = moments[first + i]
         for k in range(len(out)):
             gradient[k] += change * line[k]
+    return 1
