@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from gemma4_quant.report.plots.data import Cloud
-from gemma4_quant.report.plots.labels import fitted
+from gemma4_quant.report.plots.labels import BOLD_PIXELS, fitted
 from gemma4_quant.report.plots.marks import NARROW, Anchor, Picture, Point, dots, element, label, line
 
 _GAP, _TITLE, _BELOW, _LEFT = 20.0, 22.0, 28.0, 34.0  # pixels
@@ -60,7 +60,7 @@ def _panel(cloud: Cloud, i: int, grid: _Grid) -> list[Element]:
     drawn = [
         element("rect", x=left, y=top, width=side, height=side, class_="panel"),
         line(Point(left, bottom), Point(right, top), "diagonal"),
-        label(Point(left, top - 7), fitted(cloud.name, side), class_="group"),
+        label(Point(left, top - 7), fitted(cloud.name, side, BOLD_PIXELS), class_="group"),
     ]
     for share, text, anchor in _TICKS:
         if i % grid.n_columns == 0:

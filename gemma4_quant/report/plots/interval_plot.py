@@ -5,7 +5,7 @@ from xml.etree.ElementTree import Element
 
 from gemma4_quant.report.plots.data import Group, Interval, wants_log
 from gemma4_quant.report.plots.frame import Canvas, canvas, legend, x_axis
-from gemma4_quant.report.plots.labels import fitted
+from gemma4_quant.report.plots.labels import BOLD_PIXELS, fitted
 from gemma4_quant.report.plots.marks import NARROW, Picture, Point, error_bar, label, line, marker
 from gemma4_quant.report.plots.scales import Scale, linear_scale, log_scale
 
@@ -39,7 +39,9 @@ def _group(group: Group, names: Sequence[str], x: Scale, on: Canvas, top: float)
     drawn = [
         line(Point(on.area.left, top), Point(on.area.right, top), "rule"),
         label(
-            Point(on.area.left + 4, top + 17), fitted(group.name, on.area.right - on.area.left - 8), class_="group"
+            Point(on.area.left + 4, top + 17),
+            fitted(group.name, on.area.right - on.area.left - 8, BOLD_PIXELS),
+            class_="group",
         ),
     ]
     for number, value in enumerate(group.values):

@@ -6,7 +6,10 @@ from unicodedata import east_asian_width
 
 from gemma4_quant.report.plots.marks import FONT_PIXELS, Anchor, Point
 
-_ASCENT, _DESCENT = 0.82, 0.24  # of the font size: room above and below the baseline
+_ASCENT, _DESCENT = 0.88, 0.30  # of the font size: room above and below the baseline
+BOLD_PIXELS = 1.1 * FONT_PIXELS
+"""Bold letters are as wide as those of a font of this size."""
+
 _MARGIN = 3.0  # pixels between a name and anything else
 # Widths in ems, a little above those of Arial and Segoe UI: which font a reader has is not known.
 _NARROW, _MIDDLE, _WIDE, _FULL = 0.34, 0.59, 0.92, 1.04
