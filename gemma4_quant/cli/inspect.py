@@ -7,7 +7,8 @@ import typer
 
 from gemma4_quant.cli.hub import CacheDir, Revision, Token, local
 from gemma4_quant.cli.options import Json, Verbose
-from gemma4_quant.cli.run import command, emit, printable, set_up_logging, size_text
+from gemma4_quant.cli.run import command, emit, set_up_logging, size_text
+from gemma4_quant.report.printable import printable
 
 if TYPE_CHECKING:
     from gemma4_quant.inspection import Inspection

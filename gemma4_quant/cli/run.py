@@ -18,6 +18,10 @@ import typer
 from gemma4_quant.cli.progress import BarProgress, LineProgress
 from gemma4_quant.errors import Gemma4QuantError, OutputError
 from gemma4_quant.progress import Progress
+from gemma4_quant.report import numbers
+from gemma4_quant.report.printable import printable
+
+size_text = numbers.size_text
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
@@ -120,20 +124,6 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} in a result")
 
 
-def printable(text: str) -> str:
-    """Replace control characters, which a hostile file could use to play tricks with the terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 def files_text(files: Sequence[Path]) -> str:
     """Write which files an output consists of: its path, or the first and last of its shards."""
     return str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
-
-
-def size_text(n_bytes: float) -> str:
-    """Write a size in binary units with three digits, such as `4.25 MiB`."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.2f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} GiB"

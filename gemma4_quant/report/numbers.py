@@ -59,22 +59,22 @@ class SizeUnit:
     n_bytes: int
     name: str
 
-    def cell(self, n_bytes: int | None) -> Cell:
+    def cell(self, n_bytes: float | None) -> Cell:
         """Write a size in this unit, without its name."""
-        return Cell(UNKNOWN if n_bytes is None else f"{n_bytes / self.n_bytes:,.2f}")
+        return Cell(UNKNOWN if n_bytes is None else f"{n_bytes / self.n_bytes:,.{0 if self.n_bytes == 1 else 2}f}")
 
 
-_UNITS = (SizeUnit(1 << 30, "GiB"), SizeUnit(1 << 20, "MiB"), SizeUnit(1 << 10, "KiB"))
+_UNITS = (SizeUnit(1 << 30, "GiB"), SizeUnit(1 << 20, "MiB"), SizeUnit(1 << 10, "KiB"), SizeUnit(1, "bytes"))
 
 
-def size_unit(sizes: Iterable[int | None]) -> SizeUnit:
+def size_unit(sizes: Iterable[float | None]) -> SizeUnit:
     """Return the unit that suits the largest of some sizes."""
     largest = max((size for size in sizes if size is not None), default=0)
     return next(unit for unit in _UNITS if largest >= unit.n_bytes or unit is _UNITS[-1])
 
 
-def size_text(n_bytes: int) -> str:
-    """Write a size in the binary unit that suits it, such as `4.34 MiB`."""
+def size_text(n_bytes: float) -> str:
+    """Write a size in the binary unit that suits it, such as `4.34 MiB`; below 1024 in whole bytes."""
     unit = size_unit([n_bytes])
     return f"{unit.cell(n_bytes)} {unit.name}"
 

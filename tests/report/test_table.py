@@ -142,7 +142,8 @@ def test_ends_of_an_interval_read_in_order(low, high):
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "text"), [(0, "0.00 KiB"), (2048, "2.00 KiB"), (4_550_000, "4.34 MiB"), (9_300_000_000, "8.66 GiB")]
+    ("n_bytes", "text"),
+    [(0, "0 bytes"), (1023, "1,023 bytes"), (2048, "2.00 KiB"), (4_550_000, "4.34 MiB"), (9_300_000_000, "8.66 GiB")],
 )
 def test_sizes_are_in_binary_units(n_bytes, text):
     assert size_text(n_bytes) == text
