@@ -1,4 +1,6 @@
-"""Quality as flat rows for programs: one for each model and domain, the same fields in CSV, JSON lines and SQL.
+"""Quality as flat rows for programs: one for each model and domain, and for each pair of KV cache types compared.
+
+The fields are the same in CSV, JSON lines and SQL.
 
 Names are llama-bench's where it has the field. Numbers are in plain units: bytes, nat, shares of 1, tokens a second.
 """
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import TypeAlias
 
-from gemma4_quant.measuring.results import BenchResult, Estimate, ModelResult, TextScore
+from gemma4_quant.measuring.results import BenchResult, CacheCell, Estimate, ModelResult, TextScore
 from gemma4_quant.report.measures import MEASURES
 from gemma4_quant.report.speeds import MainTests, main_tests, speed_named
 
@@ -21,16 +23,30 @@ _FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # as in llama-bench's rows
 
 
 def quality_rows(result: BenchResult) -> Iterator[Fields]:
-    """Yield a row for each model over all texts, then one for each of its domains where there are several."""
+    """Yield a row for each model over all texts, for each of its domains where there are several, for each cache.
+
+    Divergence in a row whose `kind` is `cache` is that from the same model with its matrix' first pair of types.
+    """
     tests = main_tests(result)
     for model in result.models:
-        if model.score is None:
-            yield _row(result, model, tests, ALL_DOMAINS, None)
-            continue
-        yield _row(result, model, tests, ALL_DOMAINS, model.score.overall)
-        if len(result.texts) > 1:
+        yield _row(result, model, tests, ALL_DOMAINS, None if model.score is None else model.score.overall)
+        if model.score is not None and len(result.texts) > 1:
             for each in model.score.domains:
                 yield _row(result, model, tests, each.domain, each.score)
+        if model.cache is not None:
+            for cell in model.cache.cells:
+                yield _cache_row(result, model, tests, model.cache.n_ctx, cell)
+
+
+def _cache_row(result: BenchResult, model: ModelResult, tests: MainTests, n_ctx: int, cell: CacheCell) -> Fields:
+    return {
+        **_row(result, model, tests, ALL_DOMAINS, cell.score),
+        "kind": "cache",
+        "n_ctx": n_ctx,
+        "type_k": cell.key_type,
+        "type_v": cell.value_type,
+        "cache_bytes": cell.cache_bytes,
+    }
 
 
 def field_types() -> dict[str, type]:
@@ -41,6 +57,7 @@ def field_types() -> dict[str, type]:
 
 _ENDS = ("", "_error", "_low", "_high")
 _MODEL_TYPES: dict[str, type] = {
+    "kind": str,
     "model_filename": str,
     "model_name": str,
     "model_ftype": str,
@@ -58,6 +75,7 @@ _CONDITION_TYPES: dict[str, type] = {
     "stride": int,
     "type_k": str,
     "type_v": str,
+    "cache_bytes": int,
     "flash_attn": int,
     "devices": str,
     "n_threads": int,
@@ -102,6 +120,7 @@ def _model_fields(result: BenchResult, model: ModelResult) -> Fields:
     file, reference = model.file, result.reference
     of_reference = () if reference is None or reference.model is None else reference.model.files
     return {
+        "kind": "text",
         "model_filename": str(file.path),
         "model_name": file.name,
         "model_ftype": file.file_type,
@@ -123,6 +142,7 @@ def _condition_fields(result: BenchResult) -> Fields:
         "stride": conditions.stride,
         "type_k": conditions.key_type,
         "type_v": conditions.value_type,
+        "cache_bytes": None,
         "flash_attn": _FLASH_ATTENTION[conditions.flash_attention],
         "devices": conditions.device,
         "n_threads": conditions.n_threads,

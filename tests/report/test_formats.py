@@ -61,6 +61,17 @@ def test_rows_hold_values_errors_and_intervals_in_plain_units():
     assert row["gen_avg_ts"] == RESULT.models[1].speeds.speeds[1].tokens_per_second
 
 
+def test_each_pair_of_cache_types_has_a_row():
+    matrix = report_results.cache_matrix()
+    result = replace(RESULT, models=(RESULT.models[0], replace(RESULT.models[1], cache=matrix)))
+    rows = from_csv(formatted(result, SpeedFormat.CSV))
+    caches = [row for row in rows if row["kind"] == "cache"]
+    assert [(row["type_k"], row["type_v"]) for row in caches] == [(c.key_type, c.value_type) for c in matrix.cells]
+    assert [int(row["cache_bytes"]) for row in caches] == [cell.cache_bytes for cell in matrix.cells]
+    assert {row["n_ctx"] for row in caches} == {str(matrix.n_ctx)}
+    assert float(caches[5]["kl_mean"]) == matrix.cells[5].score.divergence.kl.mean.value
+
+
 def test_the_reference_has_no_divergence():
     assert ROWS[0]["is_reference"] == 1
     assert ROWS[0]["kl_mean"] is None
@@ -113,7 +124,7 @@ HOSTILE = report_results.hostile_result()
 
 def test_hostile_names_do_not_break_out_of_sql():
     rows, database = from_sql(formatted(HOSTILE, SpeedFormat.SQL))
-    assert len(rows) == len(HOSTILE.models) + sum(len(model.score.domains) for model in HOSTILE.models)
+    assert len(rows) == len(HOSTILE.models) * (1 + len(HOSTILE.texts)) + 1  # one pair of caches
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
     assert tables == {TABLE_NAME, "llama_bench"}
     assert "'; DROP TABLE quality; --" in {row["domain"] for row in rows}
