@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma4_quant.errors import RunError
+from gemma4_quant.metadata import get_int
+from gemma4_quant.model import Model, Tensor
 from gemma4_quant.runner.observer import Product
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
@@ -51,6 +53,39 @@ def survey(model: LoadedModel, *, n_threads: int | None = None) -> tuple[Input, 
     if not found:
         raise RunError(f"{model.path} multiplies none of its tensors, so there are no statistics to gather")
     return found
+
+
+def expected_inputs(model: Model) -> tuple[Input, ...]:
+    """Return what `survey` would find for a model that cannot be run yet, by the names of its tensors."""
+    n_used = get_int(model.metadata, "gemma4.expert_used_count", 1)
+    shared: dict[str, list[Tensor]] = {}
+    for tensor in model.tensors:
+        if len(tensor.shape) > 1 and tensor.name not in _LOOKED_UP:
+            shared.setdefault(_input_name(tensor.name), []).append(tensor)
+    return tuple(
+        Input(
+            tuple(tensor.name for tensor in tensors),
+            first.n_cols,
+            first.n_matrices,
+            first.n_matrices > 1,
+            n_used if first.n_matrices > 1 else 1,
+        )
+        for tensors in shared.values()
+        for first in [tensors[0]]
+    )
+
+
+_LOOKED_UP = frozenset({"per_layer_token_embd.weight"})
+
+_SAME_INPUT = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate", "ffn_up_exps": "ffn_gate_exps"}
+
+
+def _input_name(name: str) -> str:
+    """Return the same for tensors of a layer that have the same input in llama.cpp's graph of Gemma 4."""
+    if not name.startswith("blk."):
+        return name
+    layer, part, rest = name.removeprefix("blk.").split(".", 2)
+    return f"{layer}.{_SAME_INPUT.get(part, part)}.{rest}"
 
 
 class _Surveyor:

@@ -37,6 +37,7 @@ from gemma4_quant.ggml import FileType, parse_file_type
 
 if TYPE_CHECKING:
     from gemma4_quant.codecs.base import Effort
+    from gemma4_quant.quantization import QuantizeOptions
 
 _EFFORTS = ("fast", "balanced", "best")
 _TYPE_NAMES = ", ".join(kind.name.lower() for kind in FileType if kind is not FileType.NVFP4)
@@ -59,6 +60,7 @@ def register(app: typer.Typer) -> None:
         examples=[
             "gemma4-quant quantize model-BF16.gguf --type q4_k_m --imatrix imatrix.gguf",
             "gemma4-quant quantize examples/tiny-gemma4-e tiny-Q6_K.gguf Q6_K",
+            "gemma4-quant quantize examples/tiny-gemma4-e --type q4_k_m --best",
         ],
     )
     def quantize(
@@ -95,6 +97,30 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option("--imatrix", help="Importance file of this model, from calibrate.", show_default=False),
         ] = None,
+        best: Annotated[
+            bool,
+            typer.Option(
+                "--best",
+                help="Gather second moments first: convert to BF16, calibrate, then quantize with error feedback. "
+                "An interrupted run goes on; --dry-run tells what it takes.",
+            ),
+        ] = False,
+        text: Annotated[
+            list[Path] | None,
+            typer.Option(
+                "-f",
+                "--file",
+                help="Text for --best to calibrate with, or chats, or a directory; repeatable "
+                "[default: the built-in corpus].",
+                show_default=False,
+            ),
+        ] = None,
+        keep_work: Annotated[
+            bool, typer.Option("--keep-work", help="Keep OUT.gguf.work with --best's BF16 file and moments.")
+        ] = False,
+        hessian_memory: Annotated[
+            float, typer.Option("--hessian-memory", min=0.001, metavar="GIB", help="Memory for --best's moments.")
+        ] = 4.0,
         moments: Annotated[
             Path | None,
             typer.Option(
@@ -181,6 +207,13 @@ def register(app: typer.Typer) -> None:
             recipe_file=save_recipe,
             n_threads=target.n_threads,
         )
+        if (text or keep_work) and not best:
+            raise typer.BadParameter("-f and --keep-work say how --best calibrates; add it, or run calibrate")
+        if best:
+            _run_best(
+                source, target, how, text or [], hessian_memory, keep_work=keep_work, dry_run=dry_run, as_json=json
+            )
+            return
         if dry_run:
             from gemma4_quant.cli.forecast import forecast_text
 
@@ -188,8 +221,33 @@ def register(app: typer.Typer) -> None:
             emit(forecast, as_json=json, text=forecast_text(forecast))
             return
         results = quantization.quantize_each(source, target.output, target.file_types, how, terminal_progress())
-        text = "\n".join(map(result_text, results))
-        emit(results if len(results) > 1 else results[0], as_json=json, text=text)
+        told = "\n".join(map(result_text, results))
+        emit(results if len(results) > 1 else results[0], as_json=json, text=told)
+
+
+def _run_best(
+    source: Path,
+    target: Target,
+    how: "QuantizeOptions",
+    texts: list[Path],
+    memory_gib: float,
+    *,
+    keep_work: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from gemma4_quant import best_quantization
+    from gemma4_quant.cli.best_text import best_forecast_text, best_text
+
+    options = best_quantization.BestOptions(texts, memory_bytes=int(memory_gib * (1 << 30)), keep_work=keep_work)
+    arguments = (source, target.output, target.file_types, how, options)
+    forecast = best_quantization.forecast_quantize_best(*arguments)
+    if dry_run:
+        emit(forecast, as_json=as_json, text=best_forecast_text(forecast))
+        return
+    typer.echo(best_forecast_text(forecast), err=True)
+    result = best_quantization.quantize_best(*arguments, terminal_progress())
+    emit(result, as_json=as_json, text=best_text(result))
 
 
 def parse_target(

@@ -10,10 +10,12 @@ from gemma4_quant.codecs import codec_for
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.feedback import ROWS_AT_ONCE, encode_with_feedback
 from gemma4_quant.codecs.lanes import LANES
+from gemma4_quant.feedback.cost import feedback_cost
 from gemma4_quant.feedback.factors import FactorCache, Inputs
 from gemma4_quant.feedback.summary import MatrixOutcome, TensorFeedback, tensor_feedback
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.model import Tensor
+from gemma4_quant.writing.plan import Cost
 
 TOKENS_PER_COLUMN = 3
 """Vectors a column below which statistics are called too few (prototypes of error feedback)."""
@@ -51,6 +53,10 @@ class FeedbackEncoder:
     def identity(self) -> bytes:
         """Return what the bytes depend on, beside rows, importance and effort."""
         return f"feedback {_REVISION} {self.kind.name} ".encode() + self._inputs.identity
+
+    def cost(self, effort: Effort) -> Cost:
+        """Estimate what encoding the whole tensor takes."""
+        return feedback_cost(self.tensor, self.kind, self._inputs.moments.block_width, effort)
 
     def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort, matrix: int = 0) -> ByteRows:
         """Return rows of a matrix in the type; importance serves where feedback is not used."""

@@ -72,6 +72,9 @@ class GridEncoder:
             self.n_off += blocks.n_off
         return blocks.data
 
+    def cost(self, effort: Effort) -> None:
+        """Say that it takes what the codec of the type takes."""
+
     @property
     def identity(self) -> bytes:
         """Return what the bytes depend on, beside rows, importance and effort."""

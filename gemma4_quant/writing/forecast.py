@@ -12,7 +12,7 @@ from gemma4_quant.codecs import codec_for, kernels_cached
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.cores import n_cores
 from gemma4_quant.ggml import GgmlType, block_size
-from gemma4_quant.writing.plan import PlannedTensor
+from gemma4_quant.writing.plan import Cost, PlannedTensor
 from gemma4_quant.writing.writer import Job, bytes_needed, check_jobs
 
 DISK_BYTES_PER_S = 1_000_000_000
@@ -114,15 +114,16 @@ def forecast(
     """
     check_jobs(list(jobs.values()), inputs)
     n_threads = n_threads or n_cores()
+    costs = _costs(list(jobs.values()), effort)
     outputs = tuple(_output(name, job, (decisions or {}).get(name, {})) for name, job in jobs.items())
     needed = bytes_needed(list(jobs.values()))
     return Forecast(
         outputs=outputs,
         disk_bytes=sum(needed.values()),
         free_bytes=min((shutil.disk_usage(directory).free for directory in needed), default=0),
-        seconds=_seconds(list(jobs.values()), effort, n_threads),
+        seconds=_seconds(list(jobs.values()), effort, n_threads, costs),
         n_threads=n_threads,
-        memory_bytes=BASE_MEMORY_BYTES + n_threads * THREAD_MEMORY_BYTES,
+        memory_bytes=BASE_MEMORY_BYTES + n_threads * THREAD_MEMORY_BYTES + _largest(costs, n_threads),
     )
 
 
@@ -154,17 +155,35 @@ def _tensor(planned: PlannedTensor, decision: Decision | None) -> TensorForecast
     )
 
 
-def _seconds(jobs: Sequence[Job], effort: Effort, n_threads: int) -> float | None:
+def _costs(jobs: Sequence[Job], effort: Effort) -> dict[tuple[str, GgmlType], Cost]:
+    """Return what encoders of their own take, by tensor and type."""
+    found = {}
+    for planned in (planned for job in jobs for planned in job.plan.tensors):
+        cost = planned.encoder.cost(effort) if planned.encoder is not None else None
+        if cost is not None:
+            found[planned.tensor.name, planned.type] = cost
+    return found
+
+
+def _largest(costs: Mapping[tuple[str, GgmlType], Cost], n_threads: int) -> int:
+    """Return the most memory that encoders take: one is at work in each thread, on tensors after one another."""
+    return sum(sorted((cost.memory_bytes for cost in costs.values()), reverse=True)[:n_threads])
+
+
+def _seconds(
+    jobs: Sequence[Job], effort: Effort, n_threads: int, costs: Mapping[tuple[str, GgmlType], Cost]
+) -> float | None:
     weights: dict[tuple[GgmlType, GgmlType], int] = {}
     read: dict[str, int] = {}
     for planned in (planned for job in jobs for planned in job.plan.tensors):
         tensor = planned.tensor
         read[tensor.name] = tensor.n_bytes
-        if planned.type is not tensor.type:
+        if planned.type is not tensor.type and (tensor.name, planned.type) not in costs:
             weights[tensor.type, planned.type] = weights.get((tensor.type, planned.type), 0) + tensor.n_weights
     if not kernels_cached({kind for pair in weights for kind in pair}):
         return None
     compute = sum(n * _seconds_per_weight(*pair, effort) for pair, n in weights.items())
+    compute += sum(cost.seconds for cost in costs.values())
     n_bytes = sum(read.values()) + sum(job.plan.n_bytes for job in jobs)
     return compute / n_threads + n_bytes / DISK_BYTES_PER_S
 

@@ -17,6 +17,14 @@ from gemma4_quant.metadata import Metadata, get_int
 from gemma4_quant.model import Tensor
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What encoding a tensor takes: processor seconds, and bytes of memory beside what every thread needs."""
+
+    seconds: float
+    memory_bytes: int
+
+
 class RowEncoder(Protocol):
     """What encodes a tensor's rows in place of its type's codec; safe to use from several threads.
 
@@ -35,6 +43,10 @@ class RowEncoder(Protocol):
     @property
     def identity(self) -> bytes:
         """Return bytes that change whenever the encoder's output does."""
+        ...
+
+    def cost(self, effort: Effort) -> Cost | None:
+        """Estimate what encoding the whole tensor takes; None when it is what the codec of the type takes."""
         ...
 
 
