@@ -13,9 +13,11 @@ from tokenizers import Tokenizer
 
 from gemma4_quant.errors import ChatTemplateError, TextError
 from gemma4_quant.metadata import string
+from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
 from gemma4_quant.texts.documents import Chat, Document, Transcript, read_documents
 from gemma4_quant.texts.framing import Framer, Framing, chosen_framing, frame, frame_documents
+from gemma4_quant.texts.packing import windows
 
 TEMPLATE = "tokenizer.chat_template"
 TOKENIZER = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json"))
@@ -278,3 +280,24 @@ def test_any_answer_is_framed_as_its_tokenizer_would(framer, answer, prompt):
 def framer(gemma_like):
     with Framer(gemma_like, Framing.TURN) as opened:
         yield opened
+
+
+def mean_nll(model, documents, n_ctx=320):
+    """Return the mean negative log-likelihood of the words of documents, in nats."""
+    found = []
+    with Session(model, SessionOptions(n_ctx=n_ctx, n_batch=n_ctx, n_outputs=n_ctx, n_threads=1)) as session:
+        for window in windows(model, documents, n_ctx):
+            session.clear()
+            logits = session.decode(window.tokens[None, :-1], 0, slice(None))[0].astype(np.float64)
+            nll = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(logits)), window.tokens[1:]]
+            found.append(nll[window.is_scored[1:]])
+    return float(np.concatenate(found).mean())
+
+
+def test_the_example_predicts_its_own_answers_better_in_their_frame(model):
+    chats = read_documents(EXAMPLE / "evaluation_chat.jsonl")[:24]
+    answers = [Document(chat.name, chat.content.messages[-1]["content"].strip()) for chat in chats]
+    framed = frame_documents(model, chats, Framing.TURN)
+    raw = frame_documents(model, answers, Framing.RAW)
+    assert sum(document.is_answer.sum() for document in raw) == sum(document.is_answer.sum() for document in framed)
+    assert mean_nll(model, framed) < mean_nll(model, raw) - 0.02
