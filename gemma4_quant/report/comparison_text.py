@@ -3,10 +3,9 @@
 import textwrap
 
 from gemma4_quant.report.comparison import Change, ModelChanges, RunComparison, Verdict
-from gemma4_quant.report.figures import count_text
-from gemma4_quant.report.numbers import interval_text, number_cell
+from gemma4_quant.report.numbers import count_text, interval_text, number_cell
 from gemma4_quant.report.plain import escaped_markdown, markdown_table, plain_table
-from gemma4_quant.report.sections import clean
+from gemma4_quant.report.printable import clean
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 
 TOLD_APART = (Verdict.BETTER, Verdict.WORSE)

@@ -3,10 +3,8 @@
 import shlex
 
 from gemma4_quant.measuring.results import BenchResult, Conditions, FileFact, ModelFile, ReferenceKind
-from gemma4_quant.report.names import cut
 from gemma4_quant.report.numbers import size_text
-from gemma4_quant.report.printable import printable
-from gemma4_quant.report.sections import clean
+from gemma4_quant.report.printable import clean, cut, printable
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 
 _MAX_COMMAND = 20_000

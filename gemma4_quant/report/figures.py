@@ -30,8 +30,3 @@ def figure(name: str, title: str, description: str, table: Table, draw: Callable
         for width, kind in ((WIDE, "wide"), (NARROW, "narrow"))
     )
     return Figure(name, title, description, wide, narrow, table)
-
-
-def count_text(n: int, thing: str) -> str:
-    """Write a number of things, such as `1 file` and `2 files`."""
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"

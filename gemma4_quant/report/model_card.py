@@ -9,13 +9,12 @@ from pathlib import Path
 from gemma4_quant.measuring.results import BenchResult
 from gemma4_quant.report.choice import FREE_SHARE, choices
 from gemma4_quant.report.conditions import command_line, facts, texts_table, types_text, warnings
-from gemma4_quant.report.figures import count_text
 from gemma4_quant.report.measures import KL_99, KL_MEAN, PERPLEXITY, SAME_TOP
-from gemma4_quant.report.numbers import size_text
+from gemma4_quant.report.numbers import count_text, size_text
 from gemma4_quant.report.origin import Origin
 from gemma4_quant.report.plain import escaped_markdown, markdown_table
-from gemma4_quant.report.printable import printable
-from gemma4_quant.report.sections import Named, clean, measure_cell, named
+from gemma4_quant.report.printable import clean, printable
+from gemma4_quant.report.sections import Named, measure_cell, named
 from gemma4_quant.report.speeds import drift_notes, main_tests, speed_named, written_speed
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemma4_quant.report.printable import printable
+from gemma4_quant.report.printable import cut, printable
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _MAX_NAME = 120
@@ -33,11 +33,3 @@ def file_names(paths: Sequence[Path]) -> tuple[str, ...]:
         seen[name] += 1
         numbered.append(f"{name} ({seen[name]})" if total[name] > 1 else name)
     return tuple(numbered)
-
-
-def cut(text: str, length: int) -> str:
-    """Shorten a text to so many characters in its middle: the end of a file's name tells its type."""
-    if len(text) <= length:
-        return text
-    tail = (length - 1) * 2 // 3
-    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"

@@ -79,6 +79,11 @@ def size_text(n_bytes: float) -> str:
     return f"{unit.cell(n_bytes)} {unit.name}"
 
 
+def count_text(n: int, thing: str) -> str:
+    """Write a number of things, such as `1 file` and `2 files`."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def _digits(value: float, significant: int) -> int:
     """Return the decimals that show so many significant digits."""
     if value == 0:

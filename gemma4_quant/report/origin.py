@@ -8,7 +8,7 @@ from gemma4_quant.errors import GgufError, InputError
 from gemma4_quant.formats.split_reader import read_model
 from gemma4_quant.measuring.results import BenchResult
 from gemma4_quant.metadata import Metadata, get_int, get_string
-from gemma4_quant.report.sections import clean
+from gemma4_quant.report.printable import clean
 
 _HUB = "https://huggingface.co/"
 _MAX_ENTRIES = 16

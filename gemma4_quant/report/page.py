@@ -15,18 +15,12 @@ from gemma4_quant.measuring.results import BenchResult
 from gemma4_quant.report.comparison import RunComparison
 from gemma4_quant.report.comparison_text import MAX_ROWS, change_table, condition_lines
 from gemma4_quant.report.conditions import command_line, facts, files_table, reference_text, texts_table, warnings
-from gemma4_quant.report.figures import Figure, count_text
+from gemma4_quant.report.figures import Figure
+from gemma4_quant.report.numbers import count_text
 from gemma4_quant.report.plots.marks import N_SERIES
+from gemma4_quant.report.printable import clean
 from gemma4_quant.report.quality_figures import chosen, quality_figures
-from gemma4_quant.report.sections import (
-    Named,
-    cache_tables,
-    clean,
-    divergence_details,
-    named,
-    overview,
-    speed_table,
-)
+from gemma4_quant.report.sections import Named, cache_tables, divergence_details, named, overview, speed_table
 from gemma4_quant.report.speed_figures import speed_figures
 from gemma4_quant.report.tables import Table
 

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from math import isfinite
 
 from gemma4_quant.measuring.results import BenchResult, PositionBin, TokenPair
-from gemma4_quant.report.figures import Figure, count_text, figure
+from gemma4_quant.report.figures import Figure, figure
 from gemma4_quant.report.intervals import interval_of
 from gemma4_quant.report.measures import KL_MEAN, PERPLEXITY
-from gemma4_quant.report.numbers import number_cell, size_unit
+from gemma4_quant.report.numbers import count_text, number_cell, size_unit
 from gemma4_quant.report.plots.cloud_plot import draw_clouds
 from gemma4_quant.report.plots.data import Cloud, Group, LinePoint, Series, SizePoint
 from gemma4_quant.report.plots.interval_plot import draw_intervals
 from gemma4_quant.report.plots.line_plot import LineStyle, draw_lines
 from gemma4_quant.report.plots.marks import N_SERIES
 from gemma4_quant.report.plots.size_plot import draw_sizes
-from gemma4_quant.report.sections import Named, clean, domain_score, domain_table
+from gemma4_quant.report.printable import clean
+from gemma4_quant.report.sections import Named, domain_score, domain_table
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 
 MAX_PAIRS = 400

@@ -19,15 +19,12 @@ from gemma4_quant.report.measures import (
     SAME_TOP,
     Measure,
 )
-from gemma4_quant.report.names import cut, file_names
+from gemma4_quant.report.names import file_names
 from gemma4_quant.report.numbers import size_unit
 from gemma4_quant.report.plots.front import pareto_front
-from gemma4_quant.report.printable import printable
+from gemma4_quant.report.printable import clean
 from gemma4_quant.report.speeds import all_speeds, drift_notes, main_tests, settings_texts, speed_named, written_speed
 from gemma4_quant.report.tables import Cell, Column, Row, Table
-
-MAX_TEXT = 400
-"""Strings from files are cut to so many characters wherever they are shown."""
 
 REFERENCE = "reference"
 _MODEL = Column("model", is_text=True)
@@ -214,8 +211,3 @@ def speed_table(result: BenchResult, models: Sequence[Named]) -> Table | None:
         Column("memory", unit.name),
     )
     return Table("Speed tests", columns, tuple(rows), drift_notes(result))
-
-
-def clean(text: str) -> str:
-    """Return a string from a file fit to be shown: printable, one line, of bounded length."""
-    return cut(printable(" ".join(text.split())), MAX_TEXT)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gemma4_quant.measuring.speed import Speed
-from gemma4_quant.report.figures import Figure, count_text, figure
+from gemma4_quant.report.figures import Figure, figure
+from gemma4_quant.report.numbers import count_text
 from gemma4_quant.report.plots.data import Group, Interval, LinePoint, Series
 from gemma4_quant.report.plots.interval_plot import draw_intervals
 from gemma4_quant.report.plots.line_plot import LineStyle, draw_lines

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from gemma4_quant.measuring.results import BenchResult
 from gemma4_quant.report.conditions import reference_text, warnings
-from gemma4_quant.report.figures import count_text
-from gemma4_quant.report.names import cut
+from gemma4_quant.report.numbers import count_text
 from gemma4_quant.report.plain import plain_table
-from gemma4_quant.report.sections import Named, cache_tables, clean, domain_table, full_table, named
+from gemma4_quant.report.printable import clean, cut
+from gemma4_quant.report.sections import Named, cache_tables, domain_table, full_table, named
 from gemma4_quant.report.speeds import all_speeds, drift_notes
 from gemma4_quant.report.tables import Cell, Row, Table
 
