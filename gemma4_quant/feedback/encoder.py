@@ -84,6 +84,8 @@ class FeedbackEncoder:
             if found is None:
                 own = self._outcomes[matrix] = Future()
         if found is not None:
+            if not found.done() and self._inputs.moments.counts[matrix]:
+                self._factors.factor(self._inputs, matrix)  # rather than wait, lend a hand with what comes next
             return found.result()
         try:
             own.set_result(self._judge(matrix, importance, effort))

@@ -41,13 +41,13 @@ def plan_feedback(
     of a run.
     """
     is_tied = not any(tensor.name == "output.weight" for tensor, _ in tensors)
-    return {
-        tensor.name: FeedbackEncoder(
-            tensor, kind, Inputs(moments[tensor.name], tensor.n_cols, _lookup_share(tensor.name, is_tied)), factors
-        )
-        for tensor, kind in tensors
-        if tensor.name in moments and kind in FEEDBACK_TYPES and kind is not tensor.type
-    }
+    encoders = {}
+    for tensor, kind in tensors:
+        if tensor.name in moments and kind in FEEDBACK_TYPES and kind is not tensor.type:
+            inputs = Inputs(moments[tensor.name], tensor.n_cols, _lookup_share(tensor.name, is_tied))
+            factors.expect(inputs, tensor.n_matrices)
+            encoders[tensor.name] = FeedbackEncoder(tensor, kind, inputs, factors)
+    return encoders
 
 
 def _lookup_share(name: str, is_tied: bool) -> float:

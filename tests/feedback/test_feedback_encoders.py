@@ -227,3 +227,43 @@ def test_a_factor_that_cannot_be_made_is_an_error_for_all_who_ask(tmp_path):
     for _ in range(2):
         with pytest.raises(MomentsError, match="NaN or infinite"):
             encoder.encode(rows, None, Effort.BALANCED)
+
+
+def test_a_thread_that_would_wait_makes_the_next_factor(tmp_path, monkeypatch):
+    inputs = {
+        f"blk.{i}.ffn_down.weight": MadeUpInputs([correlated(90, N_IN, i)], [correlated(9, N_IN, 9)])
+        for i in range(4)
+    }
+    file = write_moments(tmp_path / "m.gguf", inputs)
+    prepare, begun, go_on = factors.prepare_factor, [], threading.Event()
+
+    def slow(blocks):
+        begun.append(threading.get_ident())
+        if len(begun) == 1:
+            go_on.wait(30)
+        elif len(begun) == 3:
+            go_on.set()
+        return prepare(blocks)
+
+    monkeypatch.setattr(factors, "prepare_factor", slow)
+    each = [Inputs(file[name], N_IN) for name in inputs]
+    cache = FactorCache(max_bytes=3 * each[0].factor_bytes)
+    for one in each:
+        cache.expect(one, 1)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = list(pool.map(lambda _number: cache.factor(each[0], 0), range(2)))
+    assert first is second
+    assert len(begun) == 3  # the other thread made two more, for which there was room
+    assert begun[1] == begun[2] != begun[0]
+    monkeypatch.setattr(factors, "prepare_factor", None)
+    assert cache.factor(each[1], 0).n_in == N_IN
+
+
+def test_the_size_of_a_factor_is_known_before_it_is_made(tmp_path):
+    for n_in, width in [(256, 256), (640, 640), (640, 256)]:
+        summed = MadeUpInputs([correlated(90, n_in, 0)], [correlated(9, n_in, 1)], width)
+        file = write_moments(tmp_path / f"{n_in}-{width}.gguf", {NAME: summed})
+        inputs = Inputs(file[NAME], n_in)
+        size = factor_bytes(factors.prepare_factor(inputs.blocks(0)))
+        assert size <= 1.05 * inputs.factor_bytes
+        assert inputs.factor_bytes <= 1.5 * size
