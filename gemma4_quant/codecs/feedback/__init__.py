@@ -5,12 +5,14 @@ Same formats, same bytes, same speed of the file as with the encoders that know 
 
 from gemma4_quant.codecs.feedback.encode import FEEDBACK_TYPES, ROWS_AT_ONCE, FeedbackResult, encode_with_feedback
 from gemma4_quant.codecs.feedback.factor import FeedbackFactor, prepare_factor
+from gemma4_quant.codecs.feedback.target import corrected_rows
 
 __all__ = [
     "FEEDBACK_TYPES",
     "ROWS_AT_ONCE",
     "FeedbackFactor",
     "FeedbackResult",
+    "corrected_rows",
     "encode_with_feedback",
     "prepare_factor",
 ]

@@ -147,25 +147,30 @@ def _scaled_up(before: _Errors, after: _Errors, sample: npt.NDArray[np.intp]) ->
 def _not_better(after: _Errors, change: Float32Rows, factor: FeedbackFactor) -> npt.NDArray[np.intp]:
     """Return the numbers of rows whose error change H changeᵀ, without damping, is not above `after`.
 
-    Errors are sums of squares over the columns of change @ R. A row is done with once the first columns exceed what
-    is to be exceeded, after fewer than half of them in most rows, at a fourth of the work.
+    Errors are sums of squares over the columns of change @ R. A row is done with once some columns exceed what is to
+    be exceeded; those that promise most for their work come first.
     """
     limit = after + factor.added * _square(change)
     left = np.arange(len(change))
     total = np.zeros(len(change))
-    for block in factor.blocks:
-        part = change[left, _columns(block)]
-        for panel in block.panels:
-            first = panel.first - block.first
-            rest = np.zeros((len(left), panel.width), np.float32)
-            products.add_upper(part, block.upper, first, rest)
-            total[left] += _square(rest)
-            open_ = total[left] <= limit[left]
-            if 2 * open_.sum() <= len(left):
-                left, part = left[open_], part[open_]
-            if not len(left):
-                return left
+    for block, panel in _by_yield(factor):
+        rest = np.zeros((len(left), panel.width), np.float32)
+        products.add_upper(change[:, _columns(block)], block.upper, panel.first - block.first, rest)
+        total[left] += _square(rest)
+        open_ = total[left] <= limit[left]
+        if 2 * open_.sum() <= len(left):
+            left, change = left[open_], change[open_]
+        if not len(left):
+            return left
     return left[total[left] <= limit[left]]
+
+
+def _by_yield(factor: FeedbackFactor) -> list[tuple[FactorBlock, Panel]]:
+    """Return all panels with their blocks, by the part of a row's error to expect in them for each product."""
+    places = [(block, panel) for block in factor.blocks for panel in block.panels]
+    return sorted(
+        places, key=lambda place: place[1].energy / (place[1].first + place[1].width - place[0].first), reverse=True
+    )
 
 
 class _Run:

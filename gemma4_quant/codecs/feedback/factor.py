@@ -37,6 +37,7 @@ class Panel:
 
     first, width: columns, counted from the start of the row. root (width, width): the panel's own part of R. inverse:
     its inverse. moments: root @ rootᵀ, the second moments of these inputs that later columns cannot make up for.
+    energy: sum of the squares in these columns of R, which errors of equal size in all weights come to.
     """
 
     first: int
@@ -44,6 +45,7 @@ class Panel:
     root: Square
     inverse: Square
     moments: Square
+    energy: float
 
     @cached_property
     def weights(self) -> Float32Row:
@@ -177,7 +179,9 @@ def _panel(root: Square, inverses: Square, start: int, first: int) -> Panel:
     own = np.triu(root[start:stop, start:stop]).astype(np.float32)
     moments = (own.astype(np.float64) @ own.T.astype(np.float64)).astype(np.float32)
     inverse = np.ascontiguousarray(inverses[start:stop, : stop - start])
-    return Panel(first + start, stop - start, own, inverse, moments)
+    above = root[:start, start:stop]
+    energy = float(np.einsum("ij,ij->", above, above) + np.einsum("ij,ij->", own, own))
+    return Panel(first + start, stop - start, own, inverse, moments, energy)
 
 
 def _strips(root: Square) -> tuple[Float32Row, Float32Row]:

@@ -7,6 +7,9 @@ from gemma4_quant.codecs.feedback.matrix_tiles import STRIP, add_product, packed
 from gemma4_quant.codecs.lanes import Array
 from gemma4_quant.compiled import compiled
 
+_PART = 256
+"""Rows of a strip used at a time: 16 KiB."""
+
 _CHAINS = 16
 """Sums kept apart, so that they are formed in vectors."""
 
@@ -35,12 +38,21 @@ def carry_forward(change: Array, first: int, upper: Array, sums: Array) -> None:
 
 
 @compiled()
+def _add_long(left: Array, packed: Array, at: int, out: Array) -> None:
+    """Add left @ strip to out like add_product, a part at a time that stays in the nearest cache."""
+    n = left.shape[1]
+    for first in range(0, n, _PART):
+        stop = min(first + _PART, n)
+        add_product(left[:, first:stop], packed, at + first * STRIP, out)
+
+
+@compiled()
 def add_upper(change: Array, upper: Array, first: int, out: Array) -> None:
     """Add change (n_rows, width) @ R to out (n_rows, n), of which only n columns from `first` on are wanted."""
     for column in range(0, out.shape[1], STRIP):
         stop = first + column + STRIP
         at = triangle_at((first + column) // STRIP)
-        add_product(change[:, :stop], upper, at, out[:, column : column + STRIP])
+        _add_long(change[:, :stop], upper, at, out[:, column : column + STRIP])
 
 
 @compiled()
@@ -49,7 +61,7 @@ def add_lower(rest: Array, lower: Array, out: Array) -> None:
     width = rest.shape[1]
     for column in range(0, width, STRIP):
         at = lower_triangle_at(column // STRIP, width)
-        add_product(rest[:, column:], lower, at, out[:, column : column + STRIP])
+        _add_long(rest[:, column:], lower, at, out[:, column : column + STRIP])
 
 
 @compiled(finite=True)
