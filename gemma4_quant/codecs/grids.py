@@ -9,6 +9,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from gemma4_quant.codecs.vectors import VectorType, larger, less, nearest_whole, smaller, spread, where
+from gemma4_quant.compiled import compiled
+
 
 class Uniform(NamedTuple):
     """All whole numbers from low to high."""
@@ -103,10 +106,56 @@ def _nearest_sign(value: Any, grid: Any) -> Any:
 _ROUNDING = {Uniform: _nearest_whole, Iq4Values: _nearest_iq4, Fp4Values: _nearest_fp4, Signs: _nearest_sign}
 
 
+def _vector_nearest_whole(value: Any, grid: Any) -> Any:
+    return smaller(larger(nearest_whole(value), spread(grid.low)), spread(grid.high))
+
+
+def _vector_nearest_iq4(value: Any, grid: Any) -> Any:
+    # which of the sixteen values, bit by bit: each compares with a midpoint that the bits before it choose
+    bit3 = less(spread(np.float32(-4.5)), value)
+    bit2 = less(where(bit3, spread(np.float32(45.5)), spread(np.float32(-57))), value)
+    bit1 = less(_pick(bit3, bit2, -93.5, -28.5, 19.0, 79.0), value)
+    lower, upper = _pick(bit2, bit1, -115.5, -74.0, -42.0, -16.0), _pick(bit2, bit1, 7.0, 31.5, 61.0, 101.0)
+    bit0 = less(where(bit3, upper, lower), value)
+    lower = where(bit2, _pick(bit1, bit0, -49, -35, -22, -10), _pick(bit1, bit0, grid.low, -104, -83, -65))
+    upper = where(bit2, _pick(bit1, bit0, 53, 69, 89, grid.high), _pick(bit1, bit0, 1, 13, 25, 38))
+    return where(bit3, upper, lower)
+
+
+@compiled(finite=True)
+def _pick(high: Any, low: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Return one of four numbers by two bits, a for none set, b for `low` alone."""
+    without = where(low, spread(np.float32(b)), spread(np.float32(a)))
+    return where(high, where(low, spread(np.float32(d)), spread(np.float32(c))), without)
+
+
+def _vector_nearest_fp4(value: Any, grid: Any) -> Any:
+    zero, one, two, four = spread(np.float32(0)), spread(np.float32(1)), spread(np.float32(2)), spread(np.float32(4))
+    size = smaller(larger(value, zero - value), spread(grid.high))
+    is_small, is_middle = less(size, four), less(size, spread(np.float32(8)))
+    step = where(is_small, one, where(is_middle, two, four))
+    inverse = where(is_small, one, where(is_middle, spread(np.float32(0.5)), spread(np.float32(0.25))))
+    code = nearest_whole(size * inverse) * step
+    return where(less(value, zero), zero - code, code)
+
+
+def _vector_nearest_sign(value: Any, grid: Any) -> Any:
+    return where(less(value, spread(np.float32(0))), spread(grid.low), spread(grid.high))
+
+
+_VECTOR_ROUNDING = {
+    Uniform: _vector_nearest_whole,
+    Iq4Values: _vector_nearest_iq4,
+    Fp4Values: _vector_nearest_fp4,
+    Signs: _vector_nearest_sign,
+}
+
+
 def _nearest_for(value: Any, grid: Any) -> Any:
-    """Return the rounding to compile for numba's type of a grid."""
-    del value
-    return _ROUNDING.get(grid.instance_class) if isinstance(grid, types.BaseNamedTuple) else None
+    """Return the rounding to compile for numba's types of a value and a grid."""
+    if not isinstance(grid, types.BaseNamedTuple):
+        return None
+    return (_VECTOR_ROUNDING if isinstance(value, VectorType) else _ROUNDING).get(grid.instance_class)
 
 
 overload(nearest, jit_options={"fastmath": {"nnan", "ninf", "nsz"}})(_nearest_for)

@@ -17,7 +17,7 @@ from gemma4_quant.codecs.checks import checked_rows, empty_blocks, normalised_im
 from gemma4_quant.codecs.half import LARGEST, half_bits, rounded_to_half, usable_half
 from gemma4_quant.codecs.k_blocks import pack_minimum, super_scales_at, unpack_minimum
 from gemma4_quant.codecs.lanes import HUGE, LANES, TINY, Array, invert, load_tile, n_tiles, tile_at
-from gemma4_quant.codecs.offsets import offset_sums, round_above, scan_offsets, vector_error, vector_inverse
+from gemma4_quant.codecs.offsets import offset_sums, round_above, scan_offsets, vector_error
 from gemma4_quant.codecs.packing import get_half, put_half
 from gemma4_quant.codecs.search import Search, Searches, search_for
 from gemma4_quant.codecs.vectors import (
@@ -30,6 +30,7 @@ from gemma4_quant.codecs.vectors import (
     smaller,
     spread,
     store,
+    vector_inverse,
     where,
 )
 from gemma4_quant.compiled import compiled

@@ -102,7 +102,7 @@ def _encode(
         load_tile(rows, first_row, n, first, tile.reshape(_SUPER, LANES))
         for j in range(n_sub):
             wj = w[j * size : (j + 1) * size]
-            scan_scales(tile[j], wj, grid, search, work, scale[j])
+            scan_scales(tile[j], wj, grid, search, scale[j])
             invert(scale[j], work[0])
             scale_sums(tile[j], wj, work[0], grid, curvature[j], work[1])
         _choose_super_scale(scale, curvature, sub_scales, search.n_supers, super_scale)

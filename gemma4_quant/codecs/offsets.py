@@ -17,6 +17,7 @@ from gemma4_quant.codecs.vectors import (
     smaller,
     spread,
     store,
+    vector_inverse,
     where,
 )
 from gemma4_quant.compiled import compiled
@@ -52,14 +53,6 @@ def vector_error(
         rest = x - scale * smaller(larger(nearest_whole(x * inverse), zero), top)
         error = error + w * rest * rest
     return error
-
-
-@compiled(finite=True)
-def vector_inverse(values: Vector) -> Any:
-    """Return 1 / value, and 0 where the value, which is not negative, is 0."""
-    zero, one = spread(np.float32(0)), spread(np.float32(1))
-    usable = less(zero, values)
-    return where(usable, one / where(usable, values, one), zero)
 
 
 @compiled(finite=True)

@@ -131,7 +131,7 @@ def _encode(
         load_tile(rows, first_row, n, first, tile.reshape(n_weights, LANES))
         for j in range(n_scales):
             w = weights[first + j * size : first + (j + 1) * size]
-            scan_scales(tile[j], w, grid, search, work, scale[j])
+            scan_scales(tile[j], w, grid, search, scale[j])
             _round_scales(tile[j], w, grid, search.reach, scale_form, work, scale[j])
             invert(scale[j], inverse[j])
         for lane in range(n):

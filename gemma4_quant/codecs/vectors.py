@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -18,13 +19,13 @@ from numba.core.extending import intrinsic, models, register_model
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
-from gemma4_quant.compiled import FINITE
+from gemma4_quant.compiled import FINITE, compiled
 
 WIDTH = 16
 """Lanes of a vector: two registers of AVX2, so that additions of one need not wait for those before."""
 
 
-class _VectorType(types.Type):
+class VectorType(types.Type):
     """WIDTH float32."""
 
     def __init__(self) -> None:
@@ -38,12 +39,12 @@ class _MaskType(types.Type):
         super().__init__(name=f"mask{WIDTH}")
 
 
-_VECTOR, _MASK = _VectorType(), _MaskType()
+_VECTOR, _MASK = VectorType(), _MaskType()
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _BITS = ir.VectorType(ir.IntType(1), WIDTH)
 
 
-@register_model(_VectorType)
+@register_model(VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _FLOATS)
@@ -65,7 +66,7 @@ def _declare_operator(function: Callable[..., Any], instruction: str) -> None:
     def lower(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return getattr(builder, instruction)(*arguments, flags=FINITE)
 
-    lower_builtin(function, _VectorType, _VectorType)(lower)
+    lower_builtin(function, VectorType, VectorType)(lower)
 
 
 for _function, _instruction in (
@@ -77,6 +78,11 @@ for _function, _instruction in (
     _declare_operator(_function, _instruction)
 
 
+def _operation(implementation: Callable[..., Any]) -> Any:
+    """Make an operation of what numba calls with types, and returns its signature and how to write it in LLVM."""
+    return intrinsic(implementation)
+
+
 def _elementwise(name: str, n_arguments: int) -> Any:
     """Return LLVM's intrinsic function of that name for vectors."""
     kind = ir.FunctionType(_FLOATS, [_FLOATS] * n_arguments)
@@ -86,8 +92,8 @@ def _elementwise(name: str, n_arguments: int) -> Any:
         return builder.call(function, arguments, fastmath=FINITE)
 
     if n_arguments == 1:
-        return intrinsic(lambda _typing, a: (_VECTOR(a), lower))
-    return intrinsic(lambda _typing, a, b: (_VECTOR(a, b), lower))
+        return _operation(lambda _typing, a: (_VECTOR(a), lower))
+    return _operation(lambda _typing, a, b: (_VECTOR(a, b), lower))
 
 
 nearest_whole = _elementwise("rint", 1)
@@ -97,7 +103,7 @@ smaller = _elementwise("minnum", 2)
 larger = _elementwise("maxnum", 2)
 
 
-@intrinsic
+@_operation
 def spread(_typing: Any, value: Any) -> Any:
     """Return a vector of one number."""
 
@@ -112,7 +118,7 @@ def spread(_typing: Any, value: Any) -> Any:
     return _VECTOR(value), lower
 
 
-@intrinsic
+@_operation
 def load(_typing: Any, array: Any, start: Any) -> Any:
     """Return array[start : start + WIDTH] of a contiguous float32 array."""
 
@@ -124,7 +130,7 @@ def load(_typing: Any, array: Any, start: Any) -> Any:
     return _VECTOR(array, start), lower
 
 
-@intrinsic
+@_operation
 def store(_typing: Any, array: Any, start: Any, vector: Any) -> Any:
     """Write a vector to array[start : start + WIDTH] of a contiguous float32 array."""
 
@@ -143,7 +149,7 @@ def _pointer(context: Any, builder: Any, called: Any, arguments: Any) -> Any:
     return builder.bitcast(pointer, _FLOATS.as_pointer())
 
 
-@intrinsic
+@_operation
 def less(_typing: Any, a: Any, b: Any) -> Any:
     """Return where a < b."""
 
@@ -153,13 +159,23 @@ def less(_typing: Any, a: Any, b: Any) -> Any:
     return _MASK(a, b), lower
 
 
-@intrinsic
+@_operation
+def differ(_typing: Any, a: Any, b: Any) -> Any:
+    """Return where a ≠ b."""
+
+    def lower(_context: Any, builder: Any, _called: Any, arguments: Any) -> Any:
+        return builder.fcmp_ordered("!=", *arguments, flags=FINITE)
+
+    return _MASK(a, b), lower
+
+
+@_operation
 def both(_typing: Any, a: Any, b: Any) -> Any:
     """Return where both masks are true."""
     return _MASK(a, b), lambda _context, builder, _called, arguments: builder.and_(*arguments)
 
 
-@intrinsic
+@_operation
 def where(_typing: Any, mask: Any, a: Any, b: Any) -> Any:
     """Return a where the mask is true, b elsewhere."""
     return _VECTOR(mask, a, b), lambda _context, builder, _called, arguments: builder.select(*arguments)
@@ -167,3 +183,11 @@ def where(_typing: Any, mask: Any, a: Any, b: Any) -> Any:
 
 Vector = Any
 """A vector in a kernel; numba knows its type."""
+
+
+@compiled(finite=True)
+def vector_inverse(values: Vector) -> Any:
+    """Return 1 / value, and 0 where the value is 0."""
+    zero, one = spread(np.float32(0)), spread(np.float32(1))
+    usable = differ(values, zero)
+    return where(usable, one / where(usable, values, one), zero)
