@@ -20,7 +20,8 @@ import llama_cpp
 
 import gemma4_quant as gq
 from gemma4_quant.codecs import compile_kernels
-from gemma4_quant.measuring.throughput import measure_speed
+from gemma4_quant.measuring.speed_plan import SpeedPlan
+from gemma4_quant.measuring.speed_runs import measure_speeds
 from gemma4_quant.progress import SilentProgress
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
@@ -132,11 +133,10 @@ def run(arguments: Sequence[str]) -> str:
 def generation(path: Path, n_runs: int) -> None:
     """Print tokens per second of one thread, ours and of a plain loop."""
     ours, plain = [], []
+    plan = SpeedPlan(n_prompt=(), n_generate=(N_TOKENS,), n_threads=(1,), repetitions=1)
     with LoadedModel(path) as model:
         for _ in range(n_runs):
-            _, speed = measure_speed(
-                model, SilentProgress(), n_prompt=0, n_generate=N_TOKENS, repetitions=1, n_threads=1
-            )
+            (speed,) = measure_speeds(path, plan, SilentProgress()).speeds
             ours.append(speed.tokens_per_second)
             plain.append(plain_loop(model))
     print(f"\n| generation of {N_TOKENS} tokens, one thread | tokens/s, median | fastest |\n|---|---|---|")
@@ -150,7 +150,7 @@ def plain_loop(model: LoadedModel) -> float:
         batch = llama_cpp.llama_batch_init(1, 0, 1)
         batch.n_tokens, batch.token[0], batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 5, 1, 0, 1
         batch.pos[0] = 0
-        llama_cpp.llama_decode(session._handle, batch)  # warm up, as measure_speed does
+        llama_cpp.llama_decode(session._handle, batch)  # warm up, as measure_speeds does
         session.clear()
         started = time.perf_counter()
         for position in range(N_TOKENS):

@@ -74,6 +74,7 @@ def register(app: typer.Typer) -> None:
         repetitions: speed_options.Repetitions = 5,
         no_warmup: speed_options.NoWarmup = False,
         delay: speed_options.Delay = 0.0,
+        list_devices: speed_options.ListDevices = False,
         output_format: report_options.Format = None,
         error_format: report_options.ErrorFormat = None,
         report: report_options.Report = None,
@@ -83,6 +84,9 @@ def register(app: typer.Typer) -> None:
         verbose: Verbose = False,
     ) -> None:
         """Measure perplexity, KL divergence from a reference, and tokens per second."""
+        if list_devices:
+            emit_text(speed_options.device_lines(), as_is=False)
+            return
         speed = speed_options.speed_plan(
             prompts=prompts,
             generations=generations,

@@ -94,6 +94,20 @@ Delay = Annotated[
     ),
 ]
 
+ListDevices = Annotated[
+    bool,
+    typer.Option(
+        "--list-devices", help="Print the devices that this build of llama.cpp has, and stop.", rich_help_panel=_PANEL
+    ),
+]
+
+
+def device_lines() -> str:
+    """Return a line for each device; raises RunError when llama-cpp-python cannot be loaded."""
+    from gemma4_quant.runner.devices import device_list, devices
+
+    return device_list(devices())
+
 
 def speed_plan(
     *,

@@ -1,10 +1,15 @@
 """Options of speed tests against what llama-bench makes of the same arguments, and nonsense."""
 
+import json
+
 import pytest
 from speed_cases import RECORDED, read_plan
+from typer.testing import CliRunner
 
+from gemma4_quant.cli.app import app
 from gemma4_quant.ggml import GgmlType
 from gemma4_quant.measuring.speed_plan import SpeedPlan, SpeedSettings
+from gemma4_quant.runner.devices import devices
 
 
 def recorded_tests(run: str) -> list[str]:
@@ -60,3 +65,18 @@ def test_devices_may_be_left_to_llama_cpp_or_be_none():
 def test_values_that_are_none_are_refused(arguments):
     with pytest.raises(ValueError, match="Error"):
         read_plan(arguments.split(" "))
+
+
+def test_devices_are_listed_without_any_model():
+    result = CliRunner().invoke(app, ["bench", "--list-devices"])
+    assert result.exit_code == 0
+    assert f"CPU ({next(device.description for device in devices() if device.is_cpu)})" in result.output
+
+
+def test_speed_of_the_command_comes_in_llama_bench_s_format(example_bf16):
+    arguments = ["-p", "8", "-n", "0", "-t", "1", "-r", "2", "--no-score", "-o", "jsonl"]
+    result = CliRunner().invoke(app, ["bench", str(example_bf16), *arguments])
+    assert result.exit_code == 0, result.output
+    (row,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert list(row) == list(json.loads(RECORDED["defaults"]["jsonl"].splitlines()[0]))
+    assert (row["n_prompt"], row["model_filename"], len(row["samples_ns"])) == (8, str(example_bf16), 2)
