@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from math import hypot, isfinite
+from math import hypot
 
 from gemma4_quant.measuring.results import BenchResult, ModelResult
 from gemma4_quant.measuring.speed import Speed
@@ -11,7 +11,7 @@ from gemma4_quant.report.conditions import device_text, flash_text, reference_te
 from gemma4_quant.report.intervals import interval_of, normal_factor
 from gemma4_quant.report.measures import DELTA_P_RMS, KL_99, KL_MEAN, LOG_RATIO, PERPLEXITY, SAME_TOP, Measure
 from gemma4_quant.report.names import file_names
-from gemma4_quant.report.plots.data import Interval
+from gemma4_quant.report.plots.data import Interval, interval
 from gemma4_quant.report.speeds import all_speeds
 
 COMPARED = (PERPLEXITY, LOG_RATIO, KL_MEAN, KL_99, SAME_TOP, DELTA_P_RMS)
@@ -166,40 +166,42 @@ def _changes(
             a = interval_of(measure.of(old.score.overall), earlier.conditions.confidence, measure.scale)
             b = interval_of(measure.of(new.score.overall), now.conditions.confidence, measure.scale)
             if a is not None and b is not None:
-                yield _judged(measure, a, b, limited)
+                yield from _judged(measure, a, b, limited)
     for speed in all_speeds([new]):
         before = next((each for each in all_speeds([old]) if _setting(each) == _setting(speed)), None)
-        if before is not None and isfinite(before.tokens_per_second) and isfinite(speed.tokens_per_second):
-            yield _speed(before, speed, now.conditions.confidence)
+        if before is not None:
+            yield from _speed(before, speed, now.conditions.confidence)
 
 
 def _setting(speed: Speed) -> object:
     return speed.test, speed.settings
 
 
-def difference_of(earlier: Interval, now: Interval) -> Interval:
-    """Return now minus earlier with its interval, from the intervals of both.
+def difference_of(earlier: Interval, now: Interval) -> Interval | None:
+    """Return now minus earlier with its interval, from the intervals of both; None where that is not finite.
 
     Distances to the ends are added in quadrature, each side for itself (MOVER: Zou and Donner, Statistics in Medicine
     27, 2008), as for independent samples. Where both runs scored the same text their errors go together, and the
     interval is wider than it need be: a difference that is told apart is one.
     """
     change = now.value - earlier.value
-    return Interval(
+    return interval(
         change,
         change - hypot(now.value - now.low, earlier.high - earlier.value),
         change + hypot(now.high - now.value, earlier.value - earlier.low),
     )
 
 
-def _judged(measure: Measure, earlier: Interval, now: Interval, limited: frozenset[str]) -> Change:
+def _judged(measure: Measure, earlier: Interval, now: Interval, limited: frozenset[str]) -> Iterator[Change]:
     change = difference_of(earlier, now)
+    if change is None:
+        return
     needs_reference = measure is not PERPLEXITY
     if QUALITY in limited or (needs_reference and DIVERGENCE in limited):
         verdict = Verdict.INCOMPARABLE
     else:
         verdict = _verdict(change, lower_is_better=measure.better == "lower")
-    return Change(measure.title, measure.unit, measure.significant, earlier.value, now.value, change, verdict)
+    yield Change(measure.title, measure.unit, measure.significant, earlier.value, now.value, change, verdict)
 
 
 def _verdict(change: Interval, *, lower_is_better: bool) -> Verdict:
@@ -212,17 +214,18 @@ def _verdict(change: Interval, *, lower_is_better: bool) -> Verdict:
     return Verdict.BETTER if (change.value < 0) == lower_is_better else Verdict.WORSE
 
 
-def _speed(earlier: Speed, now: Speed, confidence: float) -> Change:
+def _speed(earlier: Speed, now: Speed, confidence: float) -> Iterator[Change]:
     # The spread of single repetitions, not the error of their mean: runs differ by more than repetitions within one.
     reach = normal_factor(confidence)
     a, b = (
-        Interval(
+        interval(
             each.tokens_per_second, *(each.tokens_per_second + side * reach * each.deviation for side in (-1, 1))
         )
         for each in (earlier, now)
     )
-    change = difference_of(a, b)
-    return Change(now.test, "tokens/s", 3, a.value, b.value, change, _verdict(change, lower_is_better=False))
+    change = None if a is None or b is None else difference_of(a, b)
+    if a is not None and b is not None and change is not None:
+        yield Change(now.test, "tokens/s", 3, a.value, b.value, change, _verdict(change, lower_is_better=False))
 
 
 def _exact(name: str, unit: str, earlier: float, now: float) -> Change:

@@ -4,7 +4,7 @@ from math import isfinite
 from statistics import NormalDist
 
 from gemma4_quant.measuring.results import Estimate
-from gemma4_quant.report.plots.data import Interval
+from gemma4_quant.report.plots.data import Interval, interval
 
 
 def interval_of(estimate: Estimate | None, confidence: float, scale: float = 1) -> Interval | None:
@@ -20,7 +20,7 @@ def interval_of(estimate: Estimate | None, confidence: float, scale: float = 1) 
         error = estimate.error if estimate.error is not None and isfinite(estimate.error) else 0.0
         half = error * normal_factor(confidence)
         low, high = estimate.value - half, estimate.value + half
-    return Interval(estimate.value * scale, min(low, estimate.value) * scale, max(high, estimate.value) * scale)
+    return interval(estimate.value * scale, low * scale, high * scale)
 
 
 def normal_factor(confidence: float) -> float:

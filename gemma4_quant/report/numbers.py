@@ -9,6 +9,7 @@ from gemma4_quant.report.tables import Cell
 UNKNOWN = "-"
 _MAX_DIGITS = 4
 _SMALLEST = 10.0**-_MAX_DIGITS
+_LARGEST = 1e9  # larger numbers, and smaller ones, are written with an exponent
 
 
 def number_cell(value: float | None, error: float | None = None, *, significant: int = 3) -> Cell:
@@ -20,7 +21,7 @@ def number_cell(value: float | None, error: float | None = None, *, significant:
     if value is None or not isfinite(value):
         return Cell(UNKNOWN)
     known = error is not None and isfinite(error) and error > 0
-    if 0 < abs(value) < _SMALLEST:
+    if 0 < abs(value) < _SMALLEST or abs(value) >= _LARGEST:
         return Cell(f"{value:.1e}", f"{error:.0e}" if known else "")
     digits = _digits(value, significant)
     if known and error is not None:
@@ -35,7 +36,7 @@ def interval_text(low: float | None, high: float | None, *, significant: int = 3
     """Write both ends of an interval to the same digits, or `-` when there is none."""
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
         return UNKNOWN
-    if 0 < max(abs(low), abs(high)) < _SMALLEST:
+    if 0 < max(abs(low), abs(high)) < _SMALLEST or max(abs(low), abs(high)) >= _LARGEST:
         return f"{low:.1e} to {high:.1e}"
     largest = max(abs(low), abs(high))
     digits = _digits(largest, significant)
@@ -48,6 +49,8 @@ def speed_cell(tokens_per_second: float, deviation: float) -> Cell:
     """Write a speed and its standard deviation with three digits or more."""
     if not isfinite(tokens_per_second):
         return Cell(UNKNOWN)
+    if tokens_per_second >= _LARGEST:
+        return Cell(f"{tokens_per_second:.1e}")
     digits = 0 if tokens_per_second >= 100 else 1 if tokens_per_second >= 10 else 2
     return Cell(f"{tokens_per_second:.{digits}f}", f"{deviation:.{digits}f}" if isfinite(deviation) else "")
 

@@ -20,7 +20,7 @@ from gemma4_quant.report.measures import (
     Measure,
 )
 from gemma4_quant.report.names import file_names
-from gemma4_quant.report.numbers import size_unit
+from gemma4_quant.report.numbers import number_cell, size_unit
 from gemma4_quant.report.plots.front import pareto_front
 from gemma4_quant.report.printable import clean
 from gemma4_quant.report.speeds import all_speeds, drift_notes, main_tests, settings_texts, speed_named, written_speed
@@ -197,7 +197,7 @@ def speed_table(result: BenchResult, models: Sequence[Named]) -> Table | None:
             cells += [
                 written_speed(speed),
                 Cell(str(len(speed.samples))),
-                Cell(f"{100 * speed.drift:.1f}"),
+                number_cell(100 * speed.drift, significant=2),
                 unit.cell(speed.peak_bytes),
             ]
             rows.append(Row(tuple(cells), model.on_front))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from gemma4_quant.measuring.speed import Speed
 from gemma4_quant.report.figures import Figure, figure
 from gemma4_quant.report.numbers import count_text
-from gemma4_quant.report.plots.data import Group, Interval, LinePoint, Series
+from gemma4_quant.report.plots.data import Group, Interval, LinePoint, Series, interval
 from gemma4_quant.report.plots.interval_plot import draw_intervals
 from gemma4_quant.report.plots.line_plot import LineStyle, draw_lines
 from gemma4_quant.report.sections import Named
@@ -40,16 +40,18 @@ def _of(model: Named, test: str) -> list[Speed]:
     return [speed for speed in found if speed.settings == found[0].settings]
 
 
-def _interval(speed: Speed) -> Interval:
+def _interval(speed: Speed) -> Interval | None:
     mean, sd = speed.tokens_per_second, speed.deviation
-    return Interval(mean, max(0.0, mean - sd), mean + sd)
+    return interval(mean, max(0.0, mean - sd), mean + sd)
+
+
+def _points(model: Named, test: str) -> tuple[LinePoint, ...]:
+    found = ((speed.counts.depth, _interval(speed)) for speed in _by_depth(model, test))
+    return tuple(LinePoint(depth, speed) for depth, speed in found if speed is not None)
 
 
 def _depth_figure(models: Sequence[Named], test: str, number: int) -> Figure:
-    series = [
-        Series(model.name, tuple(LinePoint(speed.counts.depth, _interval(speed)) for speed in _by_depth(model, test)))
-        for model in models
-    ]
+    series = [Series(model.name, _points(model, test)) for model in models]
     series = [each for each in series if each.points]
     depths = sorted({speed.counts.depth for model in models for speed in _of(model, test)})
     rows = tuple(

@@ -24,6 +24,13 @@ class Interval:
         yield from (self.low, self.value, self.high)
 
 
+def interval(value: float, low: float, high: float) -> Interval | None:
+    """Return a value with its interval, widened where it does not hold the value; None when one is not finite."""
+    if not all(map(isfinite, (value, low, high))):
+        return None
+    return Interval(value, min(low, value), max(high, value))
+
+
 @dataclass(frozen=True)
 class LinePoint:
     """A point of a line: where, and how much."""

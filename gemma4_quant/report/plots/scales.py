@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 from typing import Protocol
 
+_LARGEST = 1e15  # what is beyond, or closer to 0 than its inverse, is put at the end of its axis
 _EPSILON = 1e-9  # of a step: keeps a tick that rounding puts just outside
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -85,8 +86,8 @@ def linear_scale(
     low, high = _range(values)
     if from_zero:
         low, high = min(0.0, low), max(0.0, high)
-    if high <= low:
-        margin = abs(low) / 2 or 1.0
+    if high - low <= _EPSILON * max(abs(low), abs(high)) or high - low < 1 / _LARGEST:
+        margin = max(abs(low) / 2, 1.0 if low == 0 else 1 / _LARGEST)
         low, high = (0.0, 2 * margin) if from_zero else (low - margin, high + margin)
     step = _round_step((high - low) / n_ticks)
     if not from_zero:
@@ -101,7 +102,7 @@ def linear_scale(
 
 def log_scale(values: Iterable[float], extent: Extent, *, max_ticks: int = 8) -> LogScale:
     """Return a scale over all positive finite values, with as many ticks of one digit as have room."""
-    low, high = _range(value for value in values if value > 0)
+    low, high = _range(value for value in values if value >= 1 / _LARGEST)
     if low <= 0:
         low, high = 0.1, 1.0
     low, high = low / 1.15, high * 1.15
@@ -137,7 +138,7 @@ def power_text(value: float) -> str:
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
-    finite = [value for value in values if isfinite(value)]
+    finite = [value for value in values if isfinite(value) and abs(value) <= _LARGEST]
     return (min(finite), max(finite)) if finite else (0.0, 0.0)
 
 
