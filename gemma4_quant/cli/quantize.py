@@ -58,8 +58,7 @@ def register(app: typer.Typer) -> None:
     @command(
         app,
         examples=[
-            "gemma4-quant quantize model-BF16.gguf --type q4_k_m --imatrix imatrix.gguf",
-            "gemma4-quant quantize examples/tiny-gemma4-e tiny-Q6_K.gguf Q6_K",
+            "gemma4-quant quantize model-BF16.gguf --type q4_k_m --calibration imatrix.hessian.gguf",
             "gemma4-quant quantize examples/tiny-gemma4-e --type q4_k_m --best",
         ],
     )

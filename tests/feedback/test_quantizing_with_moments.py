@@ -12,6 +12,7 @@ from gemma4_quant.calibration.collect_moments import NumberedChunks, collect_mom
 from gemma4_quant.calibration.moments import read_moments
 from gemma4_quant.codecs.base import Effort
 from gemma4_quant.errors import MomentsError
+from gemma4_quant.feedback.encoder import FeedbackEncoder
 from gemma4_quant.ggml import FileType
 from gemma4_quant.quantization import QuantizeOptions, prepare, quantize_each
 from gemma4_quant.recipes.recipe import Recipe
@@ -105,6 +106,30 @@ def moments_without_any_vector(path, folder):
             ).tobytes()
     copy.write_bytes(data)
     return copy
+
+
+def test_an_interrupted_run_is_finished_with_the_bytes_of_one_that_was_not(
+    example_bf16, moments, tmp_path, monkeypatch
+):
+    options = {"moments": moments, "effort": Effort.FAST, "n_threads": 1}
+    whole = gq.quantize(example_bf16, tmp_path / "whole.gguf", FileType.Q4_0, **options)
+    encode, calls = FeedbackEncoder.encode, []
+
+    def stopping(self, *arguments):
+        calls.append(self.tensor.name)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return encode(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeedbackEncoder, "encode", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            gq.quantize(example_bf16, tmp_path / "o.gguf", FileType.Q4_0, **options)
+    assert not (tmp_path / "o.gguf").exists()
+    resumed = gq.quantize(example_bf16, tmp_path / "o.gguf", FileType.Q4_0, **options)
+    assert len(resumed.feedback.tensors) < len(whole.feedback.tensors)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.gguf", "whole.gguf"]
 
 
 def test_another_file_of_moments_makes_another_plan(example_bf16, moments, tmp_path):
