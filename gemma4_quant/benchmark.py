@@ -131,6 +131,8 @@ class _Bench:
             raise InputError("predictions are stored of a reference; give the model (--reference MODEL.gguf)")
         if options.own_tokens and (reference is None or is_stored):
             raise InputError("a model's own answers are those of the reference; give it (--reference MODEL.gguf)")
+        if options.cache is not None:
+            options.cache.check()
         if options.cache is not None and texts is None:
             raise InputError("KV caches are compared on a text; give one (-f TEXT)")
 

@@ -19,8 +19,6 @@ from gemma4_quant.progress import Progress
 from gemma4_quant.runner.session import Session
 from gemma4_quant.runner.weights import LoadedModel
 
-_FEWEST_POSITIONS = 2
-
 
 @dataclass(frozen=True)
 class CacheOptions:
@@ -32,6 +30,11 @@ class CacheOptions:
     types: tuple[GgmlType, ...]
     n_ctx: int = 4096
     n_chunks: int = 4
+
+    def check(self) -> None:
+        """Raise InputError without types."""
+        if not self.types:
+            raise InputError("no type of KV cache is given; name some, such as --kv f16,q8_0,q4_0")
 
 
 def measure_caches(
@@ -46,8 +49,7 @@ def measure_caches(
 
     Raises InputError without types, RunError when llama.cpp does not run a pair.
     """
-    if not options.types:
-        raise InputError("no type of KV cache is given; name some, such as --kv f16,q8_0,q4_0")
+    options.check()
     pairs = [(key, value) for key in options.types for value in options.types]
     cells = [_cell(model, text, pairs[0], pair, run, bootstrap, progress) for pair in pairs]
     longest = max(len(passage.window.tokens) for passage in text.passages)

@@ -31,15 +31,20 @@ class RunOptions:
     flash_attention: bool | None = None
 
 
-def session_options(windows: Sequence[Window], n_vocab: int, n_sessions: int, options: RunOptions) -> SessionOptions:
-    """Size sessions that run the same windows side by side: sequences to fill a batch, logits as memory allows."""
+def session_options(
+    windows: Sequence[Window], n_vocab: int, n_sessions: int, options: RunOptions, n_batch: int | None = None
+) -> SessionOptions:
+    """Size sessions that run the same windows side by side: sequences to fill a batch, logits as memory allows.
+
+    n_batch: most tokens of a decode, of one sequence at a time; None for several sequences in decodes of usual size.
+    """
     lengths = [len(window.tokens) for window in windows]
     n_ctx = max(2, *lengths)
     typical = max(1, sum(lengths) // len(lengths))
     n_sequences = min(len(windows), BATCH_TOKENS // typical, _MAX_CELLS // n_ctx, _MAX_SEQUENCES)
-    n_sequences = max(1, n_sequences)
+    n_sequences = max(1, n_sequences) if n_batch is None else 1
     n_outputs = max(1, LOGITS_BYTES // (_COPIES * 4 * n_vocab * n_sessions))
-    n_batch = min(BATCH_TOKENS, n_sequences * n_ctx)
+    n_batch = min(BATCH_TOKENS if n_batch is None else n_batch, n_sequences * n_ctx)
     return SessionOptions(
         n_ctx=n_ctx,
         n_sequences=n_sequences,
@@ -78,15 +83,17 @@ def groups(windows: Sequence[Window], n_sequences: int) -> Iterator[range]:
 
 
 def pieces(windows: Sequence[Window], options: SessionOptions) -> list[Piece]:
-    """Cut a group of windows into decodes; the last token of a window predicts nothing and is not evaluated."""
-    kept = [window for window in windows if len(window.tokens) > 1]
-    if not kept:
-        return []
-    tokens = np.concatenate([window.tokens[:-1] for window in kept])
-    positions = np.concatenate([np.arange(len(window.tokens) - 1, dtype=np.int32) for window in kept])
-    sequences = np.repeat(np.arange(len(kept), dtype=np.int32), [len(window.tokens) - 1 for window in kept])
-    wanted = np.concatenate([window.is_scored[1:] for window in kept])
-    following = np.concatenate([window.tokens[1:] for window in kept])
+    """Cut a group of windows into decodes.
+
+    The last token of a window predicts nothing, but is evaluated as in llama.cpp's tools: batches of the same sizes
+    round alike.
+    """
+    lengths = [len(window.tokens) for window in windows]
+    tokens = np.concatenate([window.tokens for window in windows])
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    sequences = np.repeat(np.arange(len(windows), dtype=np.int32), lengths)
+    wanted = np.concatenate([np.append(window.is_scored[1:], False) for window in windows])
+    following = np.append(tokens[1:], 0).astype(np.int32)
     found = []
     start = 0
     n_wanted = np.concatenate([[0], np.cumsum(wanted)])

@@ -22,6 +22,8 @@ from gemma4_quant.texts.packing import Window, windows
 
 MAX_DOMAINS = 1000
 
+_CONTEXT_STEP = 256  # llama-context.cpp
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -37,8 +39,8 @@ class WindowOptions:
     """How texts are cut.
 
     n_ctx: most tokens of a window. n_chunks: at most so many windows of each domain, None for all. stride: raw text
-    only, tokens between the starts of windows that overlap, of which the last `stride` are scored (llama-perplexity
-    --ppl-stride); None for windows side by side.
+    only, tokens between the starts of windows that overlap, of which the last `stride` are scored (as by
+    llama-perplexity -c N -b N --ppl-stride, whose windows are longer than N); None for windows side by side.
     """
 
     n_ctx: int = 512
@@ -66,12 +68,17 @@ class Passage:
 
 @dataclass(frozen=True)
 class ScoredText:
-    """All that is scored, in order. framing: what the passages are; `tokens` when only those are known."""
+    """All that is scored, in order.
+
+    framing: what the passages are; `tokens` when only those are known. n_batch: most tokens to decode at a time,
+    where llama.cpp's tool has another limit than usual: batches of other sizes round otherwise.
+    """
 
     framing: str
     n_ctx: int
     domains: tuple[TextUsed, ...]
     passages: tuple[Passage, ...]
+    n_batch: int | None = None
 
     @property
     def n_positions(self) -> int:
@@ -130,7 +137,8 @@ def scored_text(
         passages += own
         used.append(_used(domain, own))
         n_documents += len(domain.documents)
-    return ScoredText(framing.value, options.n_ctx, tuple(used), tuple(passages))
+    n_batch = None if options.stride is None else options.n_ctx
+    return ScoredText(framing.value, options.n_ctx, tuple(used), tuple(passages), n_batch)
 
 
 def _refuse_same_names(domains: Sequence[Domain]) -> None:
@@ -173,16 +181,21 @@ def second_half(tokens: Tokens) -> Window:
 
 
 def _strided_windows(tokens: Tokens, n_ctx: int, stride: int, source: str) -> list[Window]:
-    """Cut overlapping windows (perplexity.cpp, perplexity_v2), which do not begin with BOS."""
-    if len(tokens) < 2 * n_ctx:
+    """Cut overlapping windows, which do not begin with BOS.
+
+    They are longer than the context: llama-perplexity adds half a stride to it, and llama.cpp rounds up
+    (perplexity.cpp, main and perplexity_v2).
+    """
+    length = -(-(n_ctx + stride // 2) // _CONTEXT_STEP) * _CONTEXT_STEP
+    if len(tokens) < 2 * length:
         raise TextError(
-            f"{source} has {len(tokens)} tokens, but a context of {n_ctx} needs at least {2 * n_ctx}; "
-            f"give a longer text or a shorter context (-c {max(2, len(tokens) // 2)})"
+            f"{source} has {len(tokens)} tokens, but a context of {n_ctx} with a stride of {stride} needs at least "
+            f"{2 * length}; give a longer text or a shorter context (-c)"
         )
-    is_scored = np.zeros(n_ctx, np.bool_)
-    is_scored[n_ctx - stride :] = True
-    starts = range(0, len(tokens) - n_ctx, stride)
-    return [Window(0, tokens[start : start + n_ctx], is_scored) for start in starts]
+    is_scored = np.zeros(length, np.bool_)
+    is_scored[length - stride :] = True
+    starts = range(0, len(tokens) - length, stride)
+    return [Window(0, tokens[start : start + length], is_scored) for start in starts]
 
 
 def _used(domain: Domain, passages: Sequence[Passage]) -> TextUsed:

@@ -159,7 +159,7 @@ class Scorer:
         """Score loaded models side by side."""
         runners = list(dict.fromkeys([*([reference] if isinstance(reference, LoadedModel) else []), *loaded]))
         windows = [passage.window for passage in text.passages]
-        sizes = session_options(windows, runners[0].n_vocab, len(runners), self._options.run)
+        sizes = session_options(windows, runners[0].n_vocab, len(runners), self._options.run, text.n_batch)
         with ExitStack() as stack:
             store = stack.enter_context(self._store(loaded, reference, text, keeps=recorder is None))
             sessions = {model: stack.enter_context(Session(model, sizes)) for model in runners}
