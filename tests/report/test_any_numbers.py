@@ -22,7 +22,7 @@ from gemma4_quant.report.table import bench_table
 
 FINITE = (0.0, -0.0, 1.0, -3.5, 5e-324, 1e-300, -1e-9, 1e-5, 0.3, 123456789.0, 1e16, 1.7e308, -1.7e308)
 ANY = (*FINITE, math.nan, math.inf, -math.inf)
-CALM = dataclasses.replace(report_results.bench_result(5, domains=("code", "tools")))
+CALM = dataclasses.replace(report_results.bench_result(3, domains=("code", "tools"), depths=(0, 512)))
 
 
 def with_numbers(value, numbers, rng):
@@ -52,7 +52,7 @@ def scrambled(seed, numbers):
 
 
 @pytest.mark.parametrize("numbers", [FINITE, ANY], ids=["finite", "any"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_face_is_written(seed, numbers):
     result, other = scrambled(seed, numbers), scrambled(seed + 100, numbers)
     comparison = compare_runs(other, result)
