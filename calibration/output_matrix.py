@@ -17,8 +17,8 @@ OUTPUT_WEIGHTS = frozenset({"output.weight", "token_embd.weight"})
 
 _TIED = "token_embd.weight"
 
-LOOKUP_SHARE = 0.0
-"""Weight of the embedding's use beside the output's."""
+LOOKUP_SHARE = 0.5
+"""Part of the mixture that counts all columns alike, for the lookups."""
 
 
 def with_lookups(entries: Mapping[str, Entry], share: float = LOOKUP_SHARE) -> dict[str, Entry]:
