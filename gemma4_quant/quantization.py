@@ -35,10 +35,11 @@ class QuantizeResult:
     path: the file, or the first of `files`, which llama.cpp loads, when the model is split. n_bytes: of all files.
     bits_per_weight: of the tensor data, as llama-quantize counts it. types: how many tensors have each GGML type.
     fallbacks: tensors whose rows do not fit the wanted type. without_importance: quantized tensors that the
-    importance file says nothing of; empty without such a file. floors: tensors that the recipe's floors gave a larger
-    type. padding: feed-forward widths that were padded, as `704 → 768` by metadata key. qat: tensors that lie on a
-    trained grid. feedback: what error feedback did, None without second moments. seconds: of the whole run, other
-    file types included.
+    importance file says nothing of; empty without such a file. lent_importance: how many experts of a weight saw too
+    little text and count as average ones, as `1 of 8`. floors: tensors that the recipe's floors gave a larger type.
+    padding: feed-forward widths that were padded, as `704 → 768` by metadata key. qat: tensors that lie on a trained
+    grid. feedback: what error feedback did, None without second moments. seconds: of the whole run, other file types
+    included.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class QuantizeResult:
     types: dict[str, int]
     fallbacks: dict[str, str]
     without_importance: tuple[str, ...]
+    lent_importance: dict[str, str]
     floors: dict[str, str]
     padding: dict[str, str]
     qat: GridReport
@@ -237,6 +239,7 @@ def _result(prepared: Prepared, seconds: float) -> QuantizeResult:
         types=dict(Counter(planned.type.name for planned in tensors)),
         fallbacks={c.name: f"{c.wanted.name} → {c.type.name}" for c in decided.choices if c.fallback},
         without_importance=decided.without_importance,
+        lent_importance=decided.lent_importance,
         floors={c.name: c.type.name for c in decided.choices if c.reason is Reason.FLOOR},
         padding=decided.padding,
         qat=report_grids(decided.grids),

@@ -35,14 +35,15 @@ _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION in ggml.h
 class QuantizePlan:
     """A plan with the choices and findings behind it.
 
-    grids: tensors that lie on a trained grid. padding: widths that were padded, by metadata key, as `704 → 768`.
-    feedback: encoders of the tensors that are encoded with error feedback, by name; None without second
-    moments.
+    lent_importance: how many experts of a weight saw too little text, as `1 of 8`. grids: tensors that lie on a
+    trained grid. padding: widths that were padded, by metadata key, as `704 → 768`. feedback: encoders of the tensors
+    that are encoded with error feedback, by name; None without second moments.
     """
 
     plan: Plan
     choices: tuple[Choice, ...]
     without_importance: tuple[str, ...]
+    lent_importance: dict[str, str]
     grids: GridPlan
     padding: dict[str, str]
     feedback: dict[str, FeedbackEncoder] | None
@@ -87,8 +88,8 @@ def quantize_plan(
     choices, padding = grids.choices, padded_widths(unpadded, model)
     weights = padded_importance(model, pruned_importance(measured, recipe.prune_layers))
     _refuse_missing_importance(weights, recipe, choices)
-    if importance is not None:
-        _judge_lent_importance(importance, measured, requires_importance(recipe, choices))
+    needing = requires_importance(recipe, choices)
+    lent = _lent_importance(importance, measured, needing) if importance is not None else {}
     _refuse_missing_encoders(model, recipe, choices)
     _refuse_requantizing(model, choices, allow=allow_requantize)
     metadata = _metadata(model, recipe.file_type, importance, importance_path)
@@ -116,7 +117,7 @@ def quantize_plan(
         for tensor, choice in zip(model.tensors, choices, strict=True)
     ]
     missing = tuple(c.name for c in choices if is_quantized(c.type) and c.name not in weights) if importance else ()
-    return QuantizePlan(make_plan(metadata, assignments, split), choices, missing, grids, padding, feedback)
+    return QuantizePlan(make_plan(metadata, assignments, split), choices, missing, lent, grids, padding, feedback)
 
 
 def _padded_where_wanted(model: Model, recipe: Recipe, unpruned: Metadata) -> tuple[Model, list[Choice]]:
@@ -202,28 +203,28 @@ def _refuse_missing_importance(
         )
 
 
-def _judge_lent_importance(importance: Importance, used: Iterable[str], needing: Iterable[str]) -> None:
-    """Warn of experts whose importance is lent; raise ImportanceError where most are and the type needs it.
+def _lent_importance(importance: Importance, used: Iterable[str], needing: Iterable[str]) -> dict[str, str]:
+    """Return how many experts of each weight have lent importance, as `1 of 8`, with a warning.
 
-    used: weights whose importance is used. needing: those whose types need it.
+    used: weights whose importance is used. needing: those whose types need it. Raises ImportanceError where most
+    experts of one of these have lent importance.
     """
     lent = {name: experts for name in used if (experts := importance.lent(name))}
-    needed = set(needing)
-    if refused := [name for name, experts in lent.items() if 2 * len(experts) > len(importance.counts[name])]:
-        refused = [name for name in refused if name in needed]
-    if refused:
+    needed, n_experts = set(needing), {name: len(importance.entries[name].counts) for name in lent}
+    if refused := [name for name in lent if name in needed and 2 * len(lent[name]) > n_experts[name]]:
         raise ImportanceError(
             f"most experts of {listed(refused)} saw no text when importance was measured, and their type is garbage "
             "without; calibrate with --min-expert-tokens, or use a type of four bits"
         )
+    shares = {name: f"{len(experts)} of {n_experts[name]}" for name, experts in lent.items()}
     if lent:
-        each = (f"{name} ({len(experts)} of {len(importance.counts[name])})" for name, experts in lent.items())
         logger.warning(
             "%d experts saw too little text and get the mean importance of their layer: %s; calibrate with "
             "--min-expert-tokens to change that",
             sum(map(len, lent.values())),
-            listed(each, 4),
+            listed((f"{name} ({share})" for name, share in shares.items()), 4),
         )
+    return shares
 
 
 def _refuse_unknown_names(model: Model, recipe: Recipe) -> None:

@@ -30,6 +30,9 @@ def result_text(result: "QuantizeResult") -> str:
         lines += _feedback(result.feedback)
     if result.without_importance:
         lines.append(f"without importance: {listed(result.without_importance)}")
+    if result.lent_importance:
+        lent = (f"{share} experts of {name}" for name, share in result.lent_importance.items())
+        lines.append(f"with the mean importance of the other experts, having seen too little: {listed(lent, 3)}")
     return "\n".join(lines)
 
 

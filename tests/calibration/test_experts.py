@@ -84,12 +84,18 @@ def test_an_expert_that_never_fires_gets_the_mean_importance_of_the_others(calib
     np.testing.assert_allclose(importance.mean_square(name)[DEAD], means.mean(axis=0), rtol=1e-6)
 
 
+def calibrated_experts(calibrated) -> list[str]:
+    """Return the weights of experts that have statistics."""
+    return [name for name, entry in read_importance(calibrated.path).entries.items() if len(entry.counts) > 1]
+
+
 @pytest.mark.parametrize("kind", [FileType.IQ2_XXS, FileType.Q4_K_M])
 def test_it_is_quantized_with_a_warning(dead_expert, calibrated, tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING):
         result = gq.quantize(dead_expert, tmp_path / "small.gguf", kind, importance=calibrated.path, n_threads=1)
     assert "experts saw too little text and get the mean importance of their layer" in caplog.text
     assert "(1 of 8)" in caplog.text
+    assert result.lent_importance == dict.fromkeys(calibrated_experts(calibrated), "1 of 8")
     name = "blk.2.ffn_gate_up_exps.weight"
     source = next(tensor for tensor in read_gguf(dead_expert).tensors if tensor.name == name)
     small = next(tensor for tensor in read_gguf(result.path).tensors if tensor.name == name)
