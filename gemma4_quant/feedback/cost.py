@@ -13,16 +13,22 @@ from gemma4_quant.ggml import GgmlType
 from gemma4_quant.model import Tensor
 from gemma4_quant.writing.plan import Cost
 
-_NARROW, _WIDE = 256, 1024
+_NARROW, _WIDE = 256, 1536
+"""Widths of the trials. What a weight takes grows between them, and hardly beyond (docs/measurements.md)."""
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Seconds: of a weight, of a weight for each column of its block, of a factor for each cubed column."""
+    """Seconds: of a weight in a narrow and in a wide block, of a factor for each cubed column."""
 
-    weight: float
-    weight_column: float
+    narrow: float
+    wide: float
     cubed_column: float
+
+    def weight(self, width: int) -> float:
+        """Return the seconds of a weight in a block of that width."""
+        share = min(1.0, max(0.0, (width - _NARROW) / (_WIDE - _NARROW)))
+        return self.narrow + share * (self.wide - self.narrow)
 
 
 def feedback_cost(tensor: Tensor, kind: GgmlType, block_width: int, effort: Effort) -> Cost:
@@ -32,8 +38,8 @@ def feedback_cost(tensor: Tensor, kind: GgmlType, block_width: int, effort: Effo
     """
     trial = _trial(kind, effort)
     widths = block_widths(tensor.n_cols, block_width)
-    mean_width = sum(width * width for width in widths) / tensor.n_cols
-    encoding = tensor.n_weights * (trial.weight + trial.weight_column * mean_width)
+    n_rows = tensor.n_weights // tensor.n_cols
+    encoding = n_rows * sum(width * trial.weight(width) for width in widths)
     factors = tensor.n_matrices * trial.cubed_column * sum(width**3 for width in widths)
     return Cost(encoding + factors, factor_memory(tensor.n_cols, block_width))
 
@@ -47,10 +53,9 @@ def factor_memory(n_cols: int, block_width: int) -> int:
 def _trial(kind: GgmlType, effort: Effort) -> _Trial:
     if kind not in FEEDBACK_TYPES:
         raise ValueError(f"{kind.name} is not encoded with feedback")
-    factor_s, narrow_s = _seconds(kind, effort, _NARROW)
+    _, narrow_s = _seconds(kind, effort, _NARROW)
     factor_s, wide_s = _seconds(kind, effort, _WIDE)
-    per_column = max(0.0, (wide_s - narrow_s) / (_WIDE - _NARROW))
-    return _Trial(max(narrow_s - per_column * _NARROW, narrow_s / 4), per_column, factor_s / _WIDE**3)
+    return _Trial(narrow_s, wide_s, factor_s / _WIDE**3)
 
 
 def _seconds(kind: GgmlType, effort: Effort, width: int) -> tuple[float, float]:
