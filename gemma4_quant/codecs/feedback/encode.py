@@ -46,7 +46,9 @@ SWEEPS = {
 }
 
 _SAMPLE = 16
-"""Of so many rows one has its error without feedback computed in full, for the report."""
+"""Of so many rows one has its error without feedback computed in full, for the report, where rows are long."""
+
+_LONG_ROWS = 1024
 
 _NOISE = 1e-5
 """Part of an error that float32 may have got wrong; feedback must win by more."""
@@ -57,8 +59,8 @@ class FeedbackResult:
     """Encoded rows, and their layer-output error tr(ΔW H ΔWᵀ), in the units of H, summed over the rows.
 
     data (n_rows, row_bytes) uint8. error_after: of data. error_before: of what the type's encoder makes of the same
-    rows knowing the diagonal of H only, estimated by the ratio between the two in one of sixteen rows. In no row is
-    the error after larger than the error before, which takes no estimate.
+    rows knowing the diagonal of H only; for more than 1024 columns estimated by the ratio of the two in one of
+    sixteen rows. In no row is the error after larger than the error before; that takes no estimate.
     """
 
     data: ByteRows
@@ -111,7 +113,8 @@ def _encode_some(
     plain = codec.encode(rows, factor.importance, effort)
     change = codec.decode(plain, factor.n_in) - rows
     worse = _not_better(after + _NOISE * damped, change, factor)
-    sample = np.union1d(worse, np.arange(0, len(rows), _SAMPLE))
+    regular = np.arange(0, len(rows), _SAMPLE if factor.n_in > _LONG_ROWS else 1)
+    sample = np.union1d(worse, regular)
     before = _errors(change[sample], factor)
     if worse.size:
         data[worse] = plain[worse]
@@ -226,10 +229,10 @@ class _Run:
         round_with_feedback(left, panel.root, panel.inverse, form, grid, first, self.parts, out, rest)
         gradient[:] = 0
         products.add_triangular(rest, panel.root.T, False, gradient)
-        if descend(panel.moments, form, grid, (0, n_sweeps), first, self.parts, out, gradient):
-            np.subtract(out, wanted, out=left)
-            rest[:] = 0
-            products.add_triangular(left, panel.root, True, rest)
+        descend(panel.moments, form, grid, (0, n_sweeps), first, self.parts, out, gradient)
+        np.subtract(out, wanted, out=left)
+        rest[:] = 0  # for all rows anew: whether other rows moved must not matter
+        products.add_triangular(left, panel.root, True, rest)
         self.out[:, columns], self.rest[:, columns] = out, rest
         np.subtract(out, self.rows[:, columns], out=left)
         products.carry_forward(left, first, self.block.upper, self.sums)
@@ -240,7 +243,6 @@ class _Run:
         self.gradient = np.zeros_like(self.out)
         products.add_lower(self.rest, block.lower, self.gradient)
         for sweep in range(1, n_sweeps + 1):
-            moved = False
             for panel in block.panels:
                 first = panel.first - block.first
                 columns = slice(first, first + panel.width)
@@ -249,6 +251,3 @@ class _Run:
                 if descend(moments, form, grid, (sweep, sweep + 1), first, self.parts, out, slopes):
                     products.spread(out - self.out[:, columns], first, block.moments, self.gradient)
                     self.out[:, columns] = out
-                    moved = True
-            if not moved:
-                return
