@@ -94,6 +94,7 @@ class Passes:
                     break
         except BaseException:
             self._save()
+            self._state.tell()
             raise
         finally:
             progress.finish()

@@ -93,6 +93,11 @@ class ResumeFile:
         else:
             self._n_saved = n_chunks
 
+    def tell(self) -> None:
+        """Tell the user that there is something to go on with, if there is."""
+        if self._n_saved:
+            logger.warning("%d chunks are kept in %s; the same command goes on from there", self._n_saved, self._path)
+
     def remove(self) -> None:
         """Delete the state of a calibration that is done."""
         with contextlib.suppress(OSError):

@@ -100,6 +100,16 @@ SaveFrequency = Annotated[
     ),
 ]
 
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "-dev",
+        "--device",
+        metavar="NAME,...",
+        help="Devices to offload to, as bench --list-devices names them; none for the CPU alone [default: all GPUs].",
+        show_default=False,
+    ),
+]
 Hessian = Annotated[
     bool,
     typer.Option(
@@ -117,8 +127,8 @@ HessianMemory = Annotated[
         "--hessian-memory",
         min=0.001,
         metavar="GIB",
-        help="Memory for them. Weights that need more than an eighth get 256-wide blocks on the diagonal; the text is "
-        "run as often as all together need.",
+        help="Memory for them. Weights that need more than an eighth get 256-wide blocks on the diagonal; the text "
+        "is run as often as all together need.",
     ),
 ]
 
@@ -158,6 +168,7 @@ def register(app: typer.Typer) -> None:
         hessian_file: HessianFile = None,
         hessian_memory: HessianMemory = 4.0,
         n_gpu_layers: GpuLayers = 0,
+        device: Device = None,
         threads: Threads = None,
         json: Json = False,
         verbose: Verbose = False,
@@ -198,6 +209,7 @@ def register(app: typer.Typer) -> None:
             strict_llama=strict_llama,
             n_threads=threads,
             n_gpu_layers=n_gpu_layers,
+            devices=None if device is None else _devices(device),
         )
         result = calibrate(
             named[0], _sources(text or []), output=output, options=options, progress=terminal_progress()
@@ -236,6 +248,10 @@ def _sources(texts: list[str]) -> "list[TextSource]":
         except ValueError:
             sources.append(TextSource(Path(text)))
     return sources
+
+
+def _devices(names: str) -> list[str]:
+    return [] if names.lower() == "none" else [name.strip() for name in names.split(",")]
 
 
 def _moment_sources(result: "CalibrationResult", texts: list[str]) -> "list[TextSource]":

@@ -60,6 +60,19 @@ def test_statistics_that_do_not_exist_are_not_invented():
         small(counts=(0.0, 0.0)).mean_square("blk.1.ffn_down_exps.weight")
 
 
+def test_sums_that_float32_does_not_hold_are_stored_in_full_beside_it(tmp_path):
+    sums = np.array([[1 + 2**-40, 2], [3, 4]])
+    importance = Importance({"blk.1.ffn_down_exps.weight": Entry(sums, np.array([2.0, 1]))}, (), 3, 512)
+    write_importance(tmp_path / "full.gguf", importance)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "full.gguf").tensors}
+    assert set(tensors) == {f"blk.1.ffn_down_exps.weight.{part}" for part in ("in_sum2", "counts", "in_sum2_f64")}
+    rounded, full = (tensors[f"blk.1.ffn_down_exps.weight.{part}"] for part in ("in_sum2", "in_sum2_f64"))
+    assert (rounded.tensor_type, full.tensor_type) == (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F64)
+    np.testing.assert_array_equal(rounded.data, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(full.data, sums)
+    np.testing.assert_array_equal(read_importance(tmp_path / "full.gguf").entries[rounded.name[:-8]].sums, sums)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
 def test_values_that_no_calibration_gives_are_refused(tmp_path, bad):
     with pytest.raises(ImportanceError, match="ffn_down_exps"):

@@ -80,11 +80,12 @@ def test_earlier_files_are_added_to_a_run(example_bf16, text, whole, tmp_path):
     assert_same(read_importance(tmp_path / "b.gguf"), whole)
 
 
-def test_an_interrupted_run_is_taken_up(example_bf16, text, whole, tmp_path):
+def test_an_interrupted_run_is_taken_up(example_bf16, text, whole, tmp_path, caplog):
     output = tmp_path / "imatrix.gguf"
     with pytest.raises(KeyboardInterrupt):
         calibrate(example_bf16, [text], output=output, options=OPTIONS, progress=Interrupting(16))
     assert [path.name for path in tmp_path.iterdir()] == ["imatrix.gguf.resume"]
+    assert f"16 chunks are kept in {resume_file_of(output)}; the same command goes on" in caplog.text
     result = calibrate(example_bf16, [text], output=output, options=OPTIONS)
     assert (result.n_resumed_chunks, result.n_chunks) == (16, 22)
     assert_same(read_importance(output), whole)
