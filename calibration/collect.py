@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gemma4_quant import __version__
@@ -185,10 +185,11 @@ class _Calibration:
         return joined(parts)
 
     def _digest(self) -> str:
-        """Return what changes with model, text and options."""
+        """Return what changes with model, text and options; the thread count is left out."""
         options = self._options
         state = hashlib.sha256(f"{__version__} {options.process_output} {self._min_tokens}\n".encode())
-        state.update(f"{self._session_options} {self._part.first} {self._part.n_whole}\n".encode())
+        batches = replace(self._session_options, n_threads=None)
+        state.update(f"{batches} {self._part.first} {self._part.n_whole}\n".encode())
         state.update(self._text.tokens.tobytes())
         for tensor in self._model.file.tensors:
             state.update(f"{tensor.name} {tensor.shape} {tensor.type.name} ".encode() + tensor.source.identity)

@@ -141,8 +141,6 @@ def register(app: typer.Typer) -> None:
         examples=[
             "gemma4-quant calibrate model-BF16.gguf",
             "gemma4-quant calibrate model-BF16.gguf -f text.txt -f chats.jsonl=2 -o imatrix.gguf --chunks 100",
-            "gemma4-quant calibrate model-BF16.gguf --self 50000",
-            "gemma4-quant calibrate --merge part1.gguf part2.gguf -o imatrix.gguf",
         ],
     )
     def calibrate(

@@ -12,6 +12,7 @@ import gemma4_quant as gq
 from gemma4_quant.calibration import CalibrationOptions, calibrate
 from gemma4_quant.calibration.coverage import ENOUGH_TOKENS, expert_coverage, is_covered
 from gemma4_quant.calibration.importance import Entry, Importance, read_importance, write_importance
+from gemma4_quant.calibration.legacy_dat import write_legacy
 from gemma4_quant.cli.calibrate_text import coverage_lines
 from gemma4_quant.codecs import CODECS
 from gemma4_quant.codecs.base import Effort
@@ -105,6 +106,19 @@ def test_it_is_quantized_with_a_warning(dead_expert, calibrated, tmp_path, caplo
     weights = read_importance(calibrated.path).mean_square(name)[DEAD]
     expected = CODECS[small.type].encode(floats, weights, Effort.BALANCED)
     np.testing.assert_array_equal(small.source.read_rows(DEAD * per_expert, (DEAD + 1) * per_expert), expected)
+
+
+def test_it_is_quantized_alike_with_a_file_of_the_older_format(dead_expert, calibrated, tmp_path):
+    """That has no counts of experts; what was lent is written there. Importance is rounded once more."""
+    write_legacy(tmp_path / "older.dat", read_importance(calibrated.path))
+    files = [
+        gq.quantize(dead_expert, tmp_path / f"{path.stem}-q.gguf", FileType.Q4_K_M, importance=path, n_threads=1).path
+        for path in (calibrated.path, tmp_path / "older.dat")
+    ]
+    newer, older = ({tensor.name: tensor for tensor in read_gguf(path).tensors} for path in files)
+    for name in calibrated_experts(calibrated):
+        rows = [tensors[name].source.read_rows(0, tensors[name].n_rows) for tensors in (newer, older)]
+        assert (rows[0] == rows[1]).mean() > 0.98, name
 
 
 def test_types_that_need_importance_are_refused_where_most_of_it_would_be_lent(dead_expert, calibrated, tmp_path):
