@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from divergence import divergences
+
 import gemma4_quant as gq
 from gemma4_quant.recipes.recipe import Recipe
 
@@ -47,9 +49,8 @@ def measure(work: Path, grid: str, scales_in: str, n_chunks: int | None) -> None
         gq.quantize(checkpoint, work / "plain.gguf", recipe=Recipe(gq.FileType.Q4_0)).path,
         gq.quantize(checkpoint, work / "q8_0.gguf", recipe=Recipe(gq.FileType.Q8_0)).path,
     ]
-    result = gq.bench(files, reference=reference, text=TEXT, n_chunks=n_chunks, n_prompt=0, n_generate=0)
-    scores = [model.score.divergence for model in result.models]
-    cells = " | ".join(f"{each.mean.value:.6f}, {each.same_top.value:.2%}" for each in scores)
+    scores = divergences(files, reference, TEXT, n_chunks=n_chunks)
+    cells = " | ".join(f"{each.kl.mean.value:.6f}, {each.same_top.value:.2%}" for each in scores)
     print(f"| {grid}, {scales_in} | {ours.qat.exact_share:.1%} | {cells} |", flush=True)
 
 

@@ -11,6 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from divergence import divergences
+
 import gemma4_quant as gq
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType, GgmlType, row_bytes
@@ -70,9 +72,9 @@ def measured(reference: Path, tensors: list[Tensor], n_chunks: int) -> list[Cell
         output = reference.with_name(f"{kind.name}.gguf")
         files.append(gq.quantize(reference, output, recipe=recipe, importance=IMPORTANCE).path)
     text = EXAMPLE / "evaluation.txt"
-    result = gq.bench(files, reference=reference, text=text, n_chunks=n_chunks, n_prompt=0, n_generate=0)
+    found = divergences(files, reference, text, n_chunks=n_chunks)
     sizes = [sum(tensor.n_rows * row_bytes(kind, tensor.n_cols) for tensor in tensors) for kind in kinds]
-    scores = [model.score.divergence.mean.value for model in result.models]
+    scores = [each.kl.mean.value for each in found]
     return [Cell(*parts) for parts in zip(kinds, sizes, scores, strict=True)]
 
 
