@@ -25,6 +25,7 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     SAME = "not told apart"
     UNKNOWN = "no interval"
+    UNSTEADY = "unsteady"
     INCOMPARABLE = "other conditions"
 
 
@@ -225,7 +226,9 @@ def _speed(earlier: Speed, now: Speed, confidence: float) -> Iterator[Change]:
     )
     change = None if a is None or b is None else difference_of(a, b)
     if a is not None and b is not None and change is not None:
-        yield Change(now.test, "tokens/s", 3, a.value, b.value, change, _verdict(change, lower_is_better=False))
+        is_steady = not (earlier.has_drifted or now.has_drifted)
+        verdict = _verdict(change, lower_is_better=False) if is_steady else Verdict.UNSTEADY
+        yield Change(now.test, "tokens/s", 3, a.value, b.value, change, verdict)
 
 
 def _exact(name: str, unit: str, earlier: float, now: float) -> Change:

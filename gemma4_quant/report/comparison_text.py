@@ -97,7 +97,7 @@ def _notes(comparison: RunComparison) -> tuple[str, ...]:
     notes = [
         f"{count_text(len(told), 'number')} of {len(changes)} told apart: 0 lies outside of the change's "
         f"{100 * comparison.confidence:.4g} % interval, made of both runs' intervals as if they were independent. "
-        "Of speeds, twice the spread of repetitions of both."
+        "Of speeds, the spread of single repetitions of both; those that drifted are unsteady."
     ]
     if same:
         notes.append(f"The same files in both runs: {', '.join(same)}.")

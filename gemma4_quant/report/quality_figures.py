@@ -15,7 +15,7 @@ from gemma4_quant.report.plots.line_plot import LineStyle, draw_lines
 from gemma4_quant.report.plots.marks import N_SERIES
 from gemma4_quant.report.plots.size_plot import draw_sizes
 from gemma4_quant.report.printable import clean
-from gemma4_quant.report.sections import Named, domain_score, domain_table
+from gemma4_quant.report.sections import Named, domain_score, domain_table, known
 from gemma4_quant.report.tables import Cell, Column, Row, Table
 
 MAX_PAIRS = 400
@@ -92,7 +92,7 @@ def _size_table(models: Sequence[Named]) -> Table:
         Column("interval", KL_MEAN.unit),
         Column("on the front"),
     )
-    return Table("Divergence against size", columns, rows)
+    return known(Table("Divergence against size", columns, rows))
 
 
 def domain_figure(result: BenchResult, models: Sequence[Named], all_models: Sequence[Named]) -> Figure | None:

@@ -20,7 +20,7 @@ from gemma4_quant.report.measures import (
     Measure,
 )
 from gemma4_quant.report.names import file_names
-from gemma4_quant.report.numbers import number_cell, size_unit
+from gemma4_quant.report.numbers import UNKNOWN, number_cell, size_unit
 from gemma4_quant.report.plots.front import pareto_front
 from gemma4_quant.report.printable import clean
 from gemma4_quant.report.speeds import all_speeds, drift_notes, main_tests, settings_texts, speed_named, written_speed
@@ -72,16 +72,20 @@ def measure_cell(model: Named, measure: Measure) -> Cell:
 
 def overview(result: BenchResult, models: Sequence[Named]) -> Table:
     """Return the table of what people look for first; columns of what was not measured are left out."""
-    return _measured(result, models, (KL_MEAN, SAME_TOP, DELTA_P_RMS), ())
+    return _measured(result, models, (KL_MEAN, SAME_TOP, DELTA_P_RMS), (), "peak memory")
 
 
 def full_table(result: BenchResult, models: Sequence[Named]) -> Table:
     """Return one table of all that was measured; columns of what was not measured are left out."""
-    return _measured(result, models, (KL_MEAN, SAME_TOP, DELTA_P_RMS), (KL_MEDIAN, KL_99, KL_99_9, KL_MAX))
+    return _measured(result, models, (KL_MEAN, SAME_TOP, DELTA_P_RMS), (KL_MEDIAN, KL_99, KL_99_9, KL_MAX), "memory")
 
 
 def _measured(
-    result: BenchResult, models: Sequence[Named], first: tuple[Measure, ...], more: tuple[Measure, ...]
+    result: BenchResult,
+    models: Sequence[Named],
+    first: tuple[Measure, ...],
+    more: tuple[Measure, ...],
+    memory_title: str,
 ) -> Table:
     tests = main_tests(result).names
     scored = (PERPLEXITY,) if any(model.overall is not None for model in models) else ()
@@ -92,7 +96,7 @@ def _measured(
     columns = [_MODEL, Column("size", size.name), Column("bits per weight")]
     columns += [measure.column for measure in (*scored, *compared)]
     columns += [Column(test, "tokens/s") for test in tests]
-    columns += [Column("peak memory", memory.name)] if memory is not None else []
+    columns += [Column(memory_title, memory.name)] if memory is not None else []
     rows = []
     for model in models:
         cells = [
@@ -121,18 +125,13 @@ def divergence_details(models: Sequence[Named]) -> Table | None:
         for model in models
         if model.divergence is not None and not model.model.is_reference
     )
-    return Table("Divergence in detail", columns, rows)
+    return known(Table("Divergence in detail", columns, rows))
 
 
 def domain_table(result: BenchResult, models: Sequence[Named]) -> Table:
     """Return a row for each domain and model."""
     compared = any(model.divergence is not None for model in models)
     shown = (PERPLEXITY, KL_MEAN, SAME_TOP) if compared else (PERPLEXITY,)
-    interval = (
-        (Column(f"{KL_MEAN.title} interval", KL_MEAN.unit),)
-        if compared
-        else (Column(f"{PERPLEXITY.title} interval"),)
-    )
     of_interval = KL_MEAN if compared else PERPLEXITY
     rows = []
     for text in result.texts:
@@ -146,10 +145,16 @@ def domain_table(result: BenchResult, models: Sequence[Named]) -> Table:
         Column("domain", is_text=True),
         _MODEL,
         *(each.column for each in shown),
-        *interval,
+        Column(f"{of_interval.title} interval", of_interval.unit),
         Column("documents"),
     )
-    return Table("By domain", columns, tuple(rows))
+    return known(Table("By domain", columns, tuple(rows)))
+
+
+def known(table: Table) -> Table:
+    """Return a table without the columns in which nothing is known, such as intervals where documents are few."""
+    kept = [i for i in range(len(table.columns)) if i == 0 or any(row.cells[i].text != UNKNOWN for row in table.rows)]
+    return table.only(tuple(kept))
 
 
 def domain_score(model: ModelResult, domain: str) -> TextScore | None:

@@ -51,7 +51,7 @@ def _notes(result: BenchResult) -> Iterator[str]:
         )
     if result.reference is not None:
         yield f"reference: {clean(reference_text(result) or '')}"
-    versions = ", ".join(f"{name} {version}" for name, version in conditions.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in conditions.versions.items() if name != "system")
     yield clean(f"device: {conditions.device}, {count_text(conditions.n_threads, 'thread')}, {versions}")
     yield from _error_notes(result)
     yield from drift_notes(result)
@@ -59,6 +59,8 @@ def _notes(result: BenchResult) -> Iterator[str]:
 
 
 def _error_notes(result: BenchResult) -> Iterator[str]:
+    if any(model.peak_bytes is not None for model in result.models):
+        yield "memory: the most that was taken while a model ran"
     deviation = "the deviation of repetitions"
     with_speeds = bool(all_speeds(result.models))
     if result.texts:

@@ -145,6 +145,16 @@ def test_speeds_are_told_apart_by_the_spread_of_repetitions():
     assert changes["pp512"].change.low < changes["pp512"].change.value < changes["pp512"].change.high
 
 
+def test_speeds_that_drifted_are_not_judged():
+    model = RUN.models[2]
+    speeds = tuple(replace(speed, has_drifted=True) for speed in model.speeds.speeds)
+    drifting = replace(model, speeds=replace(model.speeds, speeds=speeds))
+    changes = changes_of(
+        compare_runs(replace(with_model(RUN, 2, 9.5, 0.00071)), replace(RUN, models=(drifting,))), "E2B-Q6_K"
+    )
+    assert changes["tg128"].verdict is Verdict.UNSTEADY
+
+
 def test_a_comparison_is_in_page_and_markdown_and_refused_elsewhere():
     comparison = compare_runs(with_model(RUN, 2, 6.0, 0.0020), RUN)
     page = html_report(RUN, comparison)
