@@ -29,10 +29,12 @@ def quality_figures(result: BenchResult, models: Sequence[Named]) -> tuple[Figur
     """Return the figures for which there are results; those with lines show at most eight models."""
     confidence = result.conditions.confidence
     compared = [each for each in models if each.divergence is not None and not each.model.is_reference]
-    shown = chosen(compared)
+    shown = chosen(models)
+    if compared:
+        shown = tuple(each for each in shown if each in compared)
     found = (
         size_figure(compared, confidence),
-        domain_figure(result, shown or chosen(models), models),
+        domain_figure(result, shown, models),
         position_figure(shown, confidence),
         probability_figure(shown),
     )
@@ -40,12 +42,19 @@ def quality_figures(result: BenchResult, models: Sequence[Named]) -> tuple[Figur
 
 
 def chosen(models: Sequence[Named]) -> tuple[Named, ...]:
-    """Return at most as many models as there are colours: of the Pareto front, spread evenly over it, then others."""
+    """Return at most as many models as there are colours: of the Pareto front, spread evenly over it, then others.
+
+    Those that were not compared, such as the reference, come last, so that a model has the same colour in all plots.
+    """
     front = sorted((i for i, each in enumerate(models) if each.on_front), key=lambda i: models[i].model.file.n_bytes)
     n_taken = min(N_SERIES, len(front))
     spread = [front[round(k * (len(front) - 1) / max(1, n_taken - 1))] for k in range(n_taken)]
     others = [i for i in range(len(models)) if i not in front]
-    return tuple(models[i] for i in sorted([*spread, *others][:N_SERIES]))
+    others.sort(key=lambda i: models[i].divergence is None or models[i].model.is_reference)
+    taken = sorted([*spread, *others][:N_SERIES])
+    return tuple(
+        models[i] for i in sorted(taken, key=lambda i: models[i].divergence is None or models[i].model.is_reference)
+    )
 
 
 def size_figure(models: Sequence[Named], confidence: float) -> Figure | None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -164,6 +165,17 @@ def test_all_that_was_measured_is_shown(page, structure, full):
     assert "raw text says little" in page
     for version in full.conditions.versions.values():
         assert version in structure.text_of("dd")
+
+
+def test_a_model_has_the_same_colour_in_every_plot(page):
+    colours = {}
+    for picture in pictures(page):
+        marks = list(picture) if picture[0].text != "Divergence against size" else []  # which has no legend
+        for mark, name in itertools.pairwise(marks):  # a legend's sample stands before its name
+            if mark.get("class", "").startswith(("mark s", "open s")) and name.get("class") == "label":
+                colours.setdefault(name.text, set()).add(mark.get("class"))
+    assert len([name for name in colours if name.startswith("E2B-")]) >= 8
+    assert {name: found for name, found in colours.items() if len(found) > 1} == {}
 
 
 def test_numbers_stand_with_their_uncertainty(structure):
