@@ -28,7 +28,7 @@ from gemma4_quant.model import Model, Tensor
 from gemma4_quant.progress import Progress
 from gemma4_quant.writing.destination import input_files
 from gemma4_quant.writing.forecast import Forecast, forecast
-from gemma4_quant.writing.plan import Assignment, Plan, make_plan
+from gemma4_quant.writing.plan import Assignment, Cost, Plan, make_plan
 from gemma4_quant.writing.writer import Job
 
 logger = logging.getLogger(__name__)
@@ -152,10 +152,15 @@ class _LimitEncoder:
     """Writes the limits of clipped layers as they are: an infinite one is no damage, it clips nothing."""
 
     identity: bytes = b"limits"
+    rows_at_once: int = 1
 
-    def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort) -> ByteRows:
-        del importance, effort
+    def encode(self, rows: Float32Rows, importance: Float32Row | None, effort: Effort, matrix: int = 0) -> ByteRows:
+        del importance, effort, matrix
         return np.ascontiguousarray(rows, "<f4").view(np.uint8)
+
+    def cost(self, effort: Effort) -> Cost | None:
+        del effort
+        return None
 
 
 _LIMIT_ENCODER = _LimitEncoder()
