@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from checkpoints import EXAMPLE
 
-from gemma4_quant.errors import InputError
+from gemma4_quant.errors import InputError, RunError
 from gemma4_quant.runner import generation
 from gemma4_quant.runner.generation import Opening, generate
 from gemma4_quant.runner.sampling import SamplingOptions
@@ -101,3 +101,35 @@ def test_an_opening_without_room_is_refused(model):
         with pytest.raises(InputError, match=f"opening 0 has {n_tokens} tokens"):
             generate(model, [Opening(np.full(n_tokens, 5, np.int32))], GREEDY, n_ctx=8)
     assert generate(model, [], GREEDY, n_ctx=8) == []
+
+
+def test_tokens_of_several_sequences_in_one_batch_have_the_logits_of_each_alone(model, openings):
+    first, second = openings[1].tokens, openings[3].tokens
+    tokens = np.concatenate([first, second])
+    positions = np.concatenate([np.arange(len(first)), np.arange(len(second))]).astype(np.int32)
+    sequences = np.repeat([1, 0], [len(first), len(second)]).astype(np.int32)
+    wanted = np.zeros(len(tokens), np.bool_)
+    wanted[[len(first) - 1, len(tokens) - 1]] = True
+    options = SessionOptions(n_ctx=64, n_sequences=2, n_outputs=2, n_threads=1)
+    with Session(model, options) as session:
+        together = session.decode_tokens(tokens, positions, sequences, wanted).copy()
+        for row, alone in zip(together, (first, second), strict=True):
+            session.forget(0)
+            (logits,) = session.decode(alone[None], 0, slice(-1, None))
+            np.testing.assert_allclose(row, logits[0], atol=2e-2)
+
+
+def test_tokens_that_do_not_fit_a_session_are_refused(model):
+    token, no, yes = np.array([5], np.int32), np.zeros(1, np.bool_), np.ones(1, np.bool_)
+    with Session(model, SessionOptions(n_ctx=64, n_sequences=2, n_outputs=2, n_threads=1)) as session:
+        for tokens, position, sequence, wanted in [
+            (token, 64, 0, yes),
+            (token, -1, 0, yes),
+            (token, 0, 2, yes),
+            (token, 0, -1, no),
+            (token * 2048, 0, 0, yes),
+            (np.full(3, 5, np.int32), 0, 0, np.ones(3, np.bool_)),  # more logits than reserved
+        ]:
+            places = np.full((2, len(tokens)), [[position], [sequence]], np.int32)
+            with pytest.raises(RunError):
+                session.decode_tokens(tokens, places[0], places[1], wanted)
