@@ -74,7 +74,9 @@ def _scalar_types() -> dict[GgmlType, ScalarType]:
         found[kind] = ScalarType(_form(kind, _PAIRS, 32, 1, HALF, 1, 1, 1), uniform(0, high), LARGEST / 2)
     for kind, nested in k_symmetric.FORMATS.items():
         subs = nested.sub_scales
-        form = _form(kind, _SUPERS, nested.n_weights, 256 // nested.n_weights, HALF, subs.low, subs.high, 0)
+        form = _form(
+            kind, _SUPERS, nested.n_weights, 256 // nested.n_weights, HALF, float(subs.low), float(subs.high), 0
+        )
         found[kind] = ScalarType(form, nested.grid, LARGEST)
     for kind, pair in k_minimum.FORMATS.items():
         form = _form(kind, _SUPER_PAIRS, pair.n_weights, 256 // pair.n_weights, HALF, 0, pair.top, pair.top)

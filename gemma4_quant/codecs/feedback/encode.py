@@ -1,5 +1,6 @@
 """Encoding rows with error feedback: panel after panel of 256 columns, each making up for the errors before it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from gemma4_quant.codecs.base import Effort
 from gemma4_quant.codecs.checks import checked_rows, empty_blocks
 from gemma4_quant.codecs.feedback import products
 from gemma4_quant.codecs.feedback.block_parts import SCALAR_TYPES, empty_parts, read_blocks, write_blocks
-from gemma4_quant.codecs.feedback.factor import PANEL, FactorBlock, FeedbackFactor, Panel
+from gemma4_quant.codecs.feedback.factor import PANEL, FactorBlock, FeedbackFactor, Panel, prepare_factor
 from gemma4_quant.codecs.feedback.rounding import descend, round_with_feedback
 from gemma4_quant.errors import ShapeError, UnsupportedTypeError
 from gemma4_quant.ggml import GgmlType, block_size
@@ -94,6 +95,15 @@ def encode_with_feedback(
         before += error_before
         after += error_after
     return FeedbackResult(data, before * factor.unit, after * factor.unit)
+
+
+def compile_feedback_kernels(kinds: Iterable[GgmlType]) -> None:
+    """Have the kernels of these types compiled, or loaded from the cache of an earlier run, by encoding a row."""
+    moments = np.eye(2 * PANEL, dtype=np.float32) + np.float32(0.5)
+    factor = prepare_factor([moments])
+    rows = np.linspace(-1, 1, 2 * PANEL, dtype=np.float32)[None]
+    for kind in kinds:
+        encode_with_feedback(rows, kind, factor, Effort.BEST)
 
 
 _Errors = npt.NDArray[np.float64]

@@ -6,6 +6,7 @@ before it. (R is the inverse of the Cholesky factor of H⁻¹ that GPTQ works wi
 inverse of the whole of H.)
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,7 @@ def prepare_factor(blocks: Sequence[Square], *, damping: float = 0.1) -> Feedbac
         raise ShapeError("second moments have no blocks")
     importance: Float32Row = np.concatenate([np.diagonal(block) for block in checked]).astype(np.float32)
     mean = float(importance.astype(np.float64).mean())
-    unit = 2.0 ** np.round(np.log2(mean)) if mean > 0 else 1.0
+    unit = 2.0 ** round(math.log2(mean)) if mean > 0 else 1.0
     for _ in range(_DAMPING_STEPS):
         added = damping * mean / unit if mean > 0 else 1.0
         try:
@@ -276,7 +277,7 @@ def _factor_panel(own: Array, inverse: Array) -> bool:
     for j in range(n):
         u[j, j] = 1 / r[j, j]
         for i in range(j - 1, -1, -1):
-            total = 0.0
+            total = np.float64(0)
             for k in range(i + 1, j + 1):
                 total += r[i, k] * u[k, j]
             u[i, j] = -total / r[i, i]

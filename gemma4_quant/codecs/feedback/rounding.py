@@ -263,7 +263,8 @@ def _move_number(
         old = parts.supers[part, row, group]
         new = _scale_toward(old, wanted, form)
         parts.supers[part, row, group] = new
-    return new - old
+    change: np.float32 = new - old
+    return change
 
 
 @compiled(finite=True)
