@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from gemma4_quant.arrays import Float32Row, Float32Rows
 from gemma4_quant.calibration.importance import Entry, Importance
+from gemma4_quant.calibration.output_matrix import with_lookups
 from gemma4_quant.calibration.packed_symmetric import packed_size, unpacked
 from gemma4_quant.codecs import codec_for
 from gemma4_quant.errors import GgufError, InputError, MomentsError, listed, naming
@@ -120,8 +121,10 @@ class Moments:
         rows = self.parts.sums.source
         assert isinstance(rows, FileRows)
         raw = rows.file.read(rows.offset + matrix * rows.row_bytes + 4 * start, 4 * packed_size(widths[index]))
-        block = unpacked(np.frombuffer(raw, "<f4"), widths[index])
-        self._check(block.diagonal(), block)
+        packed = np.frombuffer(raw, "<f4")
+        ends = np.cumsum(np.arange(1, widths[index] + 1)) - 1  # of the rows: the diagonal
+        self._check(packed[ends], packed)
+        block = unpacked(packed, widths[index])
         block /= np.float32(max(1, self.counts[matrix]))
         return block
 
@@ -205,7 +208,7 @@ class MomentsFile(Mapping[str, Moments]):
         return len(self.moments)
 
     def importance(self) -> Importance:
-        """Return the diagonals as the importance of all weights."""
+        """Return the diagonals as the importance of all weights, of a tied output matrix for both of its uses."""
         entries = {
             name: Entry(
                 np.stack([moments.sums_of_squares(matrix) for matrix in range(moments.n_matrices)]),
@@ -215,7 +218,7 @@ class MomentsFile(Mapping[str, Moments]):
         }
         made_from = self.provenance
         n_chunks = made_from.chunk_count - made_from.held_out_chunks
-        return Importance(entries, made_from.datasets, n_chunks, made_from.chunk_size)
+        return Importance(with_lookups(entries), made_from.datasets, n_chunks, made_from.chunk_size)
 
 
 def is_moments(metadata: Metadata) -> bool:

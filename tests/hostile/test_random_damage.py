@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from moments_files import MadeUpInputs, correlated, write_moments
 from tiny_models import write_tiny, write_tiny_gguf, write_tiny_importance
 
 from gemma4_quant.calibration.importance import read_importance
+from gemma4_quant.calibration.moments import read_moments
 from gemma4_quant.conversion import convert
 from gemma4_quant.errors import Gemma4QuantError
 from gemma4_quant.ggml import FileType
@@ -123,3 +125,38 @@ def test_damaged_importance(data: st.DataObject, model: Path, tmp_path: Path) ->
     check(
         lambda out: quantize(model, out / "out.gguf", FileType.Q8_0, importance=path, n_threads=1), tmp_path / "out"
     )
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Second moments of three matrices in blocks, and of one in full."""
+    path = tmp_path_factory.mktemp("sound") / "moments.gguf"
+    summed, held_out = [correlated(40, 320, i) for i in range(3)], [correlated(3, 320, 9)] * 3
+    one = MadeUpInputs([correlated(40, 64, 0)], [correlated(3, 64, 1)])
+    write_moments(path, {"experts": MadeUpInputs(summed, held_out, 256), "one": one}, n_slots=4)
+    return path
+
+
+def read_all_moments(path: Path) -> None:
+    for each in read_moments(path).values():
+        for matrix in range(each.n_matrices):
+            for block in range(each.n_blocks):
+                each.block(matrix, block)
+            each.mean_square(matrix)
+            each.held_out(matrix)
+
+
+@many
+@given(data=st.data())
+def test_damaged_moments(data: st.DataObject, moments: Path, tmp_path: Path) -> None:
+    content = moments.read_bytes()
+    end = data.draw(st.sampled_from([1400, len(content)]))  # the header is what most can go wrong in
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(damage(data, content, end))
+    with suppress(Gemma4QuantError):
+        read_all_moments(path)
+
+
+def test_sound_moments_are_read(moments: Path) -> None:
+    """Else the test above would hold for a reader that refuses everything."""
+    read_all_moments(moments)
