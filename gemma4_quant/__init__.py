@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gemma4_quant.adapter_conversion import convert_adapter as convert_adapter
     from gemma4_quant.benchmark import bench as bench
+    from gemma4_quant.best_quantization import quantize_best as quantize_best
     from gemma4_quant.calibration import calibrate as calibrate
+    from gemma4_quant.calibration.collect_moments import calibrate_moments as calibrate_moments
     from gemma4_quant.conversion import convert as convert
     from gemma4_quant.conversion_set import convert_all as convert_all
     from gemma4_quant.errors import Gemma4QuantError as Gemma4QuantError
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "bench": "gemma4_quant.benchmark",
     "calibrate": "gemma4_quant.calibration",
+    "calibrate_moments": "gemma4_quant.calibration.collect_moments",
     "convert": "gemma4_quant.conversion",
     "convert_adapter": "gemma4_quant.adapter_conversion",
     "convert_all": "gemma4_quant.conversion_set",
@@ -42,6 +45,7 @@ _HOMES = {
     "download": "gemma4_quant.hub.downloads",
     "inspect": "gemma4_quant.inspection",
     "quantize": "gemma4_quant.quantization",
+    "quantize_best": "gemma4_quant.best_quantization",
     "verify": "gemma4_quant.verification",
     "FileType": "gemma4_quant.ggml",
     "GgmlType": "gemma4_quant.ggml",
@@ -57,6 +61,7 @@ __all__ = [
     "__version__",
     "bench",
     "calibrate",
+    "calibrate_moments",
     "convert",
     "convert_adapter",
     "convert_all",
@@ -64,6 +69,7 @@ __all__ = [
     "download",
     "inspect",
     "quantize",
+    "quantize_best",
     "verify",
 ]
 

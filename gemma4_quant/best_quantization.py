@@ -63,7 +63,7 @@ def quantize_best(
     source: Path,
     output: Path | None,
     file_types: Sequence[FileType],
-    options: QuantizeOptions,
+    options: QuantizeOptions | None = None,
     best: BestOptions = _DEFAULTS,
     progress: Progress | None = None,
 ) -> BestResult:
@@ -73,6 +73,7 @@ def quantize_best(
     the first output, `NAME.work`; a run that is interrupted goes on there. Raises what convert, calibrate and
     quantize do.
     """
+    options = options or QuantizeOptions()
     work = _work_folder(source, output, file_types, options)
     model = open_model(source, adapters=options.adapters)
     try:
