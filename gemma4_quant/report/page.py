@@ -177,5 +177,8 @@ def _summary(models: tuple[Named, ...]) -> tuple[str, ...]:
             f"◆ marks the files that no other beats in both size and divergence: {len(front)} of {len(compared)} "
             f"compared. Closest to the reference is {least.name}."
         )
+    n_chosen = len(chosen(models))
+    if n_chosen < len(models):
+        lines.append(f"Plots with a legend show {n_chosen} of {len(models)}, spread over sizes; tables show all.")
     lines.append("± is one standard error, of speeds the standard deviation of repetitions.")
     return tuple(lines)

@@ -219,6 +219,12 @@ def test_more_models_than_can_be_shown_are_said():
     assert len(page.encode()) < 1_000_000
 
 
+def test_it_is_said_when_plots_show_less_than_all(structure):
+    assert any("Plots with a legend show 8 of 14" in text for text in structure.text_of("p"))
+    few = Structure(html_report(report_results.bench_result(4)))
+    assert not any("Plots with a legend show" in text for text in few.text_of("p"))
+
+
 def test_a_single_model_without_a_reference_has_no_divergence():
     result = report_results.bench_result(1, domains=("text",), depths=(0,))
     alone = replace(result, models=result.models[:1], reference=None)
