@@ -1,6 +1,7 @@
 """A file of every type that `quantize` makes: llama.cpp's own check of its rows, a run of it, and `verify`."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from gemma4_quant.calibration.importance import Entry, Importance, write_importa
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.ggml import FileType
 from gemma4_quant.quantization import QuantizeOptions, quantize_each
+from gemma4_quant.recipes.gemma_defaults import gemma_recipe
+from gemma4_quant.recipes.recipe import parse_tensor_type
 from gemma4_quant.runner.llama_library import forget_errors, last_errors, libraries
 from gemma4_quant.runner.session import Session, SessionOptions
 from gemma4_quant.runner.weights import LoadedModel
@@ -27,7 +30,10 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(checkpoint, tmp_path_factory) -> dict[FileType, Path]:
-    """Quantize the random checkpoint to all types in one run, with random importance of every matrix."""
+    """Quantize the random checkpoint to all types in one run, with random importance of every matrix.
+
+    Two of six layers are enough for each type, and the others Q8_0: ggml's encoders of codebook types take long.
+    """
     work = tmp_path_factory.mktemp("types")
     random = np.random.default_rng(0)
     entries = {
@@ -38,7 +44,9 @@ def files(checkpoint, tmp_path_factory) -> dict[FileType, Path]:
         if tensor.n_rows > 1
     }
     write_importance(work / "imatrix.gguf", Importance(entries, ["random"], 1, 512))
-    options = QuantizeOptions(importance=work / "imatrix.gguf")
+    few = parse_tensor_type(r"blk\.[2-5]\.=q8_0")
+    recipe = replace(gemma_recipe(FileType.Q4_K_M), tensor_types=(few,))
+    options = QuantizeOptions(importance=work / "imatrix.gguf", recipe=recipe)
     results = quantize_each(checkpoint, work / "{ftype}.gguf", MADE, options)
     return {file_type: result.path for file_type, result in zip(MADE, results, strict=True)}
 
