@@ -273,10 +273,11 @@ def _multiply(moments: Array, first: int, direction: Array, image: Array) -> Non
     size = len(direction)
     for k in range(size):
         image[k] = np.float32(0)
-    block = moments[first : first + size, first : first + size]
+    own = slice(first, first + size)
     for i in range(0, size, 4):
         d0, d1, d2, d3 = direction[i], direction[i + 1], direction[i + 2], direction[i + 3]
-        m0, m1, m2, m3 = block[i], block[i + 1], block[i + 2], block[i + 3]
+        m0, m1 = moments[first + i, own], moments[first + i + 1, own]
+        m2, m3 = moments[first + i + 2, own], moments[first + i + 3, own]
         for k in range(size):
             image[k] += d0 * m0[k] + d1 * m1[k] + d2 * m2[k] + d3 * m3[k]
 
