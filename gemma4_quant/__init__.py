@@ -6,7 +6,7 @@
     gguf = gq.convert(checkpoint).path
     gq.calibrate(gguf, [Path("text.txt")], output=Path("imatrix.gguf"))
     small = gq.quantize(gguf, file_type=gq.FileType.Q4_K_M, importance=Path("imatrix.gguf")).path
-    print(gq.bench([small], reference=gguf, text=Path("other.txt")))
+    print(gq.bench([small], reference=gguf, texts=[Path("other.txt")]))
     print(gq.verify(small, checkpoint).faults)
 
 Importing the package is light: each function loads what it needs when it is first used.

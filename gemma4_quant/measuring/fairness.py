@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma4_quant.errors import MismatchError
-from gemma4_quant.measuring.model_facts import is_trained_for_grid
+from gemma4_quant.measuring.model_facts import is_named_after_training
 from gemma4_quant.metadata import Metadata, Value, ValueType, get_string
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class Identity:
     """What must agree between a model and its reference.
 
     name: of the file. facts: values of metadata by key, texts and lists of them as SHA-256; shapes without the
-    architecture in front. padded: shapes that were filled up with zeros. is_qat: whether the weights were trained for
-    a grid.
+    architecture in front. padded: shapes that were filled up with zeros. is_qat: whether it is named
+    after quantization-aware training.
     """
 
     name: str
@@ -70,7 +70,7 @@ def identity_of(path: Path, metadata: Metadata) -> Identity:
         name=path.name,
         facts={name: _fact(metadata[key]) for name, key in keys.items() if key in metadata},
         padded=tuple(suffix for suffix in _SHAPE if _PADDED + suffix in metadata),
-        is_qat=is_trained_for_grid(path, metadata),
+        is_qat=is_named_after_training(path, metadata),
     )
 
 

@@ -56,8 +56,13 @@ def is_trained_for_grid(path: Path, metadata: Metadata) -> bool:
 
     The weights themselves do not always: those for a grid that another type has stored lie on it no more.
     """
+    return _QAT_TENSORS in metadata or is_named_after_training(path, metadata)
+
+
+def is_named_after_training(path: Path, metadata: Metadata) -> bool:
+    """Tell whether names alone say so: the float file of a checkpoint trained for a grid has no key of it."""
     names = [path.name, *(_text(metadata, key) for key in _QAT_NAMES), _text(metadata, "gemma4_quant.source.name")]
-    return _QAT_TENSORS in metadata or any(_QAT.search(name) for name in names)
+    return any(_QAT.search(name) for name in names)
 
 
 def _sha256(file: DataFile, progress: Progress) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from gemma4_quant.chat.model_template import special_texts, template_text
 from gemma4_quant.chat.templates import ChatTemplate
-from gemma4_quant.errors import ChatTemplateError, TextError
+from gemma4_quant.errors import ChatTemplateError, TextError, naming
 from gemma4_quant.runner.vocabulary import Vocabulary
 from gemma4_quant.runner.weights import LoadedModel, Tokens
 from gemma4_quant.texts.documents import Chat, Document, Transcript, is_encodable
@@ -50,7 +50,8 @@ class FramedDocument:
 
 def has_template(model: LoadedModel) -> bool:
     """Tell whether a model has a chat template; base models have none."""
-    return bool(template_text(model.file.metadata))
+    with naming(model.path):
+        return bool(template_text(model.file.metadata))
 
 
 def chosen_framing(model: LoadedModel, wanted: Framing | None) -> Framing:

@@ -247,6 +247,7 @@ def test_a_thread_that_would_wait_makes_the_next_factor(tmp_path, monkeypatch):
 
     monkeypatch.setattr(factors, "prepare_factor", slow)
     each = [Inputs(file[name], N_IN) for name in inputs]
+    prepare(each[0].blocks(0))  # compiled now, or the first thread's patience would end meanwhile
     cache = FactorCache(max_bytes=3 * each[0].factor_bytes)
     for one in each:
         cache.expect(one, 1)

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from places import EXAMPLE, GOLDEN
 
 import gemma4_quant as gq
+from gemma4_quant.benchmark import BenchOptions
 from gemma4_quant.errors import GgufError, InputError
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.formats.shards import KEYS, SplitLimits, parse_size, shard_paths, sibling_paths
+from gemma4_quant.measuring.speed_plan import SpeedPlan
 from gemma4_quant.runner.session import LoadedModel
 from gemma4_quant.source import open_gguf
 
@@ -82,8 +84,8 @@ def test_any_shard_opens_the_whole_model(split: tuple[Path, ...], example_bf16: 
 
 
 def test_llama_cpp_runs_what_any_shard_belongs_to(split: tuple[Path, ...]) -> None:
-    result = gq.bench([split[1]], n_prompt=16, n_generate=0).models[0]
-    assert result.n_bytes == sum(path.stat().st_size for path in split)
+    result = gq.bench([split[1]], texts=(), options=BenchOptions(speed=SpeedPlan((16,), (0,)))).models[0]
+    assert result.file.n_bytes == sum(path.stat().st_size for path in split)
     with LoadedModel(split[2]) as model:
         assert model.n_vocab == 2048
 

@@ -31,7 +31,7 @@ def test_the_cache_has_the_bytes_that_llama_cpp_says(
         value_type=value_type,
         flash_attention=True,
     )
-    with LoadedModel(path) as model, caplog.at_level(logging.DEBUG):
+    with LoadedModel(path) as model, caplog.at_level(logging.DEBUG, logger="gemma4_quant"):
         Session(model, options).close()
     said = re.findall(r"llama_kv_cache: size = +([\d.]+) MiB", caplog.text)
     assert len(said) == 2  # layers with a window, and those without

@@ -122,14 +122,14 @@ def test_windows_of_many_lengths_score_as_each_alone(f32):
     np.testing.assert_allclose(all_scores.nll, np.concatenate(alone), atol=CACHE_NOISE)
 
 
-def test_pieces_hold_every_token_but_the_last_once(f32):
+def test_pieces_hold_every_token_once(f32):
     text = raw_text(f32, 3)
     windows = [passage.window for passage in text.passages]
     sizes = replace(session_options(windows, f32.n_vocab, 1, RunOptions()), n_batch=100, n_outputs=7)
     cut = pieces(windows, sizes)
     assert all(len(piece.tokens) <= 100 and piece.wanted.sum() == len(piece.targets) <= 7 for piece in cut)
     np.testing.assert_array_equal(
-        np.concatenate([piece.tokens for piece in cut]), np.concatenate([window.tokens[:-1] for window in windows])
+        np.concatenate([piece.tokens for piece in cut]), np.concatenate([window.tokens for window in windows])
     )
     targets = np.concatenate([window.tokens[window.is_scored] for window in windows])
     np.testing.assert_array_equal(np.concatenate([piece.targets for piece in cut]), targets)

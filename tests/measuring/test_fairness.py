@@ -9,7 +9,7 @@ from gemma4_quant.benchmark import BenchOptions, bench
 from gemma4_quant.errors import MismatchError
 from gemma4_quant.formats.gguf_reader import read_gguf
 from gemma4_quant.measuring.fairness import identity_of, mismatches, refuse_unfair
-from gemma4_quant.measuring.model_facts import is_trained_for_grid
+from gemma4_quant.measuring.model_facts import is_named_after_training, is_trained_for_grid
 from gemma4_quant.measuring.scored_text import Domain, WindowOptions
 from gemma4_quant.measuring.scoring import ScoringOptions
 from gemma4_quant.metadata import string, uint32
@@ -70,6 +70,7 @@ def test_padded_widths_are_the_same_function(metadata):
 )
 def test_quantization_aware_training_is_told_by_names_and_our_own_keys(name, keys, expected):
     assert is_trained_for_grid(Path(name), keys) is expected
+    assert is_named_after_training(Path(name), keys) is (expected and "gemma4_quant.qat.tensors" not in keys)
 
 
 def test_all_differences_are_in_one_message_and_can_be_forced(metadata, caplog):
