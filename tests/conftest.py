@@ -17,6 +17,13 @@ from gemma4_quant.conversion import convert
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+_LONGEST = ("test_hostile_files", "test_random_damage", "test_quantization", "test_encode", "test_calibration_runs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, or one process would be left with them at the end."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+
 
 @pytest.fixture(scope="session")
 def example_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
